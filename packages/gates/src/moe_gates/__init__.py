@@ -1,0 +1,48 @@
+"""Differentiable sparse gates for mixtures of experts, on any array library.
+
+Scores in, weights out: pure functions without parameters, randomness or state.
+"""
+
+from importlib.metadata import version
+
+from moe_gates._checks import check_gamma, check_k
+from moe_gates._comet import comet_gate
+from moe_gates._diagnostics import (
+    count_nonzero,
+    dead_experts,
+    expert_load,
+    unsaturated_fraction,
+)
+from moe_gates._dselect_k import dselect_k_gate
+from moe_gates._hash import hash_gate, hash_table
+from moe_gates._penalties import entropy_penalty, unreachable_penalty
+from moe_gates._relabel import mix, normalize, permute
+from moe_gates._slots import SlotGate
+from moe_gates._smooth_step import smooth_step
+from moe_gates._top_k import top_k_gate
+from moe_gates._tree import leaf_order
+
+__version__ = version("moe-gates")
+
+__all__ = [
+    "SlotGate",
+    "__version__",
+    "check_gamma",
+    "check_k",
+    "comet_gate",
+    "count_nonzero",
+    "dead_experts",
+    "dselect_k_gate",
+    "entropy_penalty",
+    "expert_load",
+    "hash_gate",
+    "hash_table",
+    "leaf_order",
+    "mix",
+    "normalize",
+    "permute",
+    "smooth_step",
+    "top_k_gate",
+    "unreachable_penalty",
+    "unsaturated_fraction",
+]

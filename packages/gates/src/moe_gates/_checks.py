@@ -1,0 +1,165 @@
+"""Refuse a broken contract at the boundary, with a message that says what is allowed.
+
+Only what is known before any value is: types, dtypes and shapes. Checks on the
+values of arrays would stop compilers and wait for accelerators. A message is only
+put together once it is needed: torch.compile cannot format a size that varies.
+"""
+
+import math
+from numbers import Integral, Real
+from types import ModuleType
+from typing import Any
+
+from moe_gates._array import Array
+
+# Between these both gamma and 1 / gamma, its gradient, are ordinary float32 numbers.
+MIN_GAMMA = 1e-30
+MAX_GAMMA = 1e30
+GAMMA_RANGE = f"[{MIN_GAMMA}, {MAX_GAMMA}]"
+MIN_EXPERTS = 2
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_integer(
+    name: str, value: int, low: int, high: float = math.inf, *, high_name: str = ""
+) -> None:
+    """Refuse anything but an integer in [low, high], of which `high` may have a name."""
+    if _is_integer(value) and low <= value <= high:
+        return
+    limit = f"{high_name}={high}" if high_name else f"{high}"
+    allowed = f"[{low}, {limit}" + (")" if high == math.inf else "]")
+    if not _is_integer(value):
+        msg = f"`{name}` must be an integer in {allowed}, got {value!r}."
+        raise TypeError(msg)
+    msg = f"`{name}` must be in {allowed}, got {value}."
+    raise ValueError(msg)
+
+
+def check_k(k: int, num_experts: int) -> None:
+    """Refuse a number of experts per row that is not in [1, num_experts].
+
+    Parameters
+    ----------
+    k : int
+        Experts kept per row.
+    num_experts : int
+        Experts there are.
+
+    Raises
+    ------
+    TypeError
+        If `k` is not an integer; a bool is none.
+    ValueError
+        If `k` is outside ``[1, num_experts]``.
+
+    Examples
+    --------
+    >>> check_k(2, 8)
+    >>> check_k(9, 8)
+    Traceback (most recent call last):
+    ValueError: `k` must be in [1, num_experts=8], got 9.
+    """
+    check_integer("k", k, 1, num_experts, high_name="num_experts")
+
+
+def check_num_experts(num_experts: int) -> None:
+    """Refuse fewer than two experts: there is nothing to route."""
+    check_integer("num_experts", num_experts, MIN_EXPERTS)
+
+
+def check_gamma(gamma: float) -> None:
+    """Refuse a width of the smooth-step that is not a number in [1e-30, 1e30].
+
+    Parameters
+    ----------
+    gamma : float
+        Width of the band in which a split is soft, in units of the score.
+
+    Raises
+    ------
+    TypeError
+        If `gamma` is not a real number; a bool is none.
+    ValueError
+        If `gamma` is not in range. NaN and infinity are not.
+
+    Examples
+    --------
+    >>> check_gamma(0.1)
+    >>> check_gamma(0)
+    Traceback (most recent call last):
+    ValueError: `gamma` must be in [1e-30, 1e+30], got 0.
+    """
+    if not isinstance(gamma, Real) or isinstance(gamma, bool):
+        msg = f"`gamma` must be a real number in {GAMMA_RANGE}, got {gamma!r}."
+        raise TypeError(msg)
+    if not MIN_GAMMA <= gamma <= MAX_GAMMA:
+        msg = f"`gamma` must be in {GAMMA_RANGE}, got {gamma}."
+        raise ValueError(msg)
+
+
+def check_floating(name: str, array: Array, xp: ModuleType) -> None:
+    """Refuse an array that is not real floating."""
+    check_floating_dtype(name, array.dtype, xp)
+
+
+def check_floating_dtype(name: str, dtype: Any, xp: ModuleType) -> None:  # noqa: ANN401
+    """Refuse a dtype that is not real floating."""
+    if not xp.isdtype(dtype, "real floating"):
+        msg = f"`{name}` must have a real floating dtype, got {dtype}."
+        raise TypeError(msg)
+
+
+def check_integral(name: str, array: Array, xp: ModuleType) -> None:
+    """Refuse an array that is not of integers."""
+    if not xp.isdtype(array.dtype, "integral"):
+        msg = f"`{name}` must have an integer dtype, got {array.dtype}."
+        raise TypeError(msg)
+
+
+def check_axes(name: str, array: Array, axes: tuple[str, ...]) -> None:
+    """Refuse an array without the trailing `axes`, or with one of them empty."""
+    shape = tuple(array.shape)
+    if len(shape) < len(axes) or 0 in shape[len(shape) - len(axes) :]:
+        expected = ", ".join(("*batch", *axes))
+        msg = f"`{name}` must have shape ({expected}) with {' and '.join(axes)} >= 1, got {shape}."
+        raise ValueError(msg)
+
+
+def check_one_axis(name: str, array: Array) -> None:
+    """Refuse anything but a vector with entries."""
+    shape = tuple(array.shape)
+    if len(shape) != 1 or shape[0] == 0:
+        msg = f"`{name}` must have one axis, of length >= 1, got shape {shape}."
+        raise ValueError(msg)
+
+
+def check_shape(name: str, array: Array, shape: tuple[int, ...], because: str) -> None:
+    """Refuse any other shape than `shape`, which `because` explains."""
+    if tuple(array.shape) != shape:
+        msg = f"`{name}` must have shape {shape}, {because}, got {tuple(array.shape)}."
+        raise ValueError(msg)
+
+
+def check_same_dtype(name: str, array: Array, other_name: str, other: Array) -> None:
+    """Refuse two scores of one gate that differ in dtype."""
+    if array.dtype != other.dtype:
+        msg = f"`{name}` must have the dtype of `{other_name}`, {other.dtype}, got {array.dtype}."
+        raise TypeError(msg)
+
+
+def check_relabelling(
+    name: str, relabelling: Array, weights: Array, *, num_expert_axes: int
+) -> None:
+    """Refuse a permutation or matrix that fits neither the last axis nor the last two."""
+    check_axes("weights", weights, ("num_experts",))
+    *batch, num_experts = weights.shape
+    shared = (num_experts,) * num_expert_axes
+    one_a_slot = (*batch[-1:], *shared)
+    shape = tuple(relabelling.shape)
+    if shape not in (shared, one_a_slot):
+        allowed = f"{shared} or {one_a_slot}" if batch else f"{shared}"
+        msg = f"`{name}` must have shape {allowed}, got {shape}."
+        raise ValueError(msg)

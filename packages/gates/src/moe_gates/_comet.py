@@ -1,0 +1,116 @@
+"""COMET: trees that share one softmax."""
+
+from types import ModuleType
+
+from moe_gates._array import Array, ArrayT, resolve, smallest_normal, widen
+from moe_gates._checks import (
+    check_axes,
+    check_floating,
+    check_gamma,
+    check_num_experts,
+    check_same_dtype,
+    check_shape,
+)
+from moe_gates._slots import SlotGate
+from moe_gates._tree import leaf_probabilities, level_slices, split_probabilities
+
+
+def comet_gate(
+    split_scores: ArrayT,
+    leaf_scores: ArrayT,
+    /,
+    *,
+    gamma: float,
+    hard: bool = False,
+    xp: ModuleType | None = None,
+) -> SlotGate[ArrayT]:
+    """Each of K trees leads a row to one expert; one softmax weighs what they reach.
+
+    The weight of an expert is proportional to the sum over trees of its probability
+    in the tree times the exponential of its leaf score.
+
+    Parameters
+    ----------
+    split_scores : array, shape (*batch, num_slots, num_experts - 1), real floating
+        Scores of the splits of each tree in heap order, in the unit of `gamma`:
+        above ``gamma / 2`` a row goes left only, below ``-gamma / 2`` right only.
+    leaf_scores : array, shape (*batch, num_slots, num_experts), same dtype
+        Scores of the leaves in nats, in the order of the experts, which are the
+        leaves from left to right. Safe up to 1e4 in magnitude.
+    gamma : float
+        Width of the band in which a split is soft, in ``[1e-30, 1e30]``.
+    hard : bool, default False
+        Round each split: a score >= 0 goes left. Splits then get no gradient.
+    xp : array namespace, optional
+        Inferred from the scores by default.
+
+    Returns
+    -------
+    SlotGate
+        Dimensionless weights: >= 0, rows sum to 1. At most ``num_slots`` of a row are
+        non-zero if `hard`, or once every split of the row is outside the band;
+        while splits are inside it, more can be. Rows of each slot in
+        `slot_probabilities` sum to 1. Same dtype and device as the scores.
+
+    Raises
+    ------
+    TypeError
+        If dtypes are not real floating or differ, or `gamma` is not a real number.
+    ValueError
+        If shapes do not match, there are fewer than 2 experts, or `gamma` is out of range.
+
+    References
+    ----------
+    Ibrahim et al., KDD 2023, arXiv:2306.02824. The authors' code adds 1e-8 inside a
+    logarithm; no epsilon is needed here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> splits = np.asarray([[1.0, -1.0, 0.0], [-1.0, 0.0, 1.0]])  # two trees, four experts
+    >>> gate = comet_gate(splits, np.zeros((2, 4)), gamma=1.0)
+    >>> gate.weights.tolist()
+    [0.0, 0.5, 0.5, 0.0]
+    """
+    xp = resolve(xp, split_scores, leaf_scores)
+    check_gamma(gamma)
+    _check_scores(split_scores, leaf_scores, xp)
+    num_experts = leaf_scores.shape[-1]
+
+    left, right = split_probabilities(widen(split_scores, xp), gamma=gamma, hard=hard, xp=xp)
+    levels = [(left[..., part], right[..., part]) for part in level_slices(num_experts)]
+    probabilities = leaf_probabilities(levels, num_leaves=num_experts, xp=xp)
+    slot_weights = _weighted_softmax(widen(leaf_scores, xp), probabilities, xp)
+
+    dtype = leaf_scores.dtype
+    return SlotGate(
+        weights=xp.astype(xp.sum(slot_weights, axis=-2), dtype, copy=False),
+        slot_weights=xp.astype(slot_weights, dtype, copy=False),
+        slot_probabilities=xp.astype(probabilities, dtype, copy=False),
+    )
+
+
+def _check_scores(split_scores: Array, leaf_scores: Array, xp: ModuleType) -> None:
+    check_floating("split_scores", split_scores, xp)
+    check_floating("leaf_scores", leaf_scores, xp)
+    check_same_dtype("leaf_scores", leaf_scores, "split_scores", split_scores)
+    check_axes("leaf_scores", leaf_scores, ("num_slots", "num_experts"))
+    *batch_and_slots, num_experts = leaf_scores.shape
+    check_num_experts(num_experts)
+    because = "one split less than `leaf_scores` has experts"
+    check_shape("split_scores", split_scores, (*batch_and_slots, num_experts - 1), because)
+
+
+def _weighted_softmax(scores: Array, probabilities: Array, xp: ModuleType) -> Array:
+    """Softmax of scores + log(probabilities) over the last two axes."""
+    # Computed as p exp(score - shift), which has no infinite gradient at p = 0. The
+    # shift is the largest score + log p: the sum is then at least 1. With the largest
+    # score alone it underflows when that score belongs to a leaf that is barely reached.
+    # Subnormal probabilities count as 0, because some libraries flush them.
+    reached = probabilities >= smallest_normal(probabilities.dtype, xp)
+    log_probabilities = xp.log(xp.where(reached, probabilities, 1.0))
+    masked = xp.where(reached, scores + log_probabilities, -xp.inf)
+    shift = xp.max(masked, axis=(-2, -1), keepdims=True)
+    exps = xp.exp(xp.where(reached, scores - shift, 0.0))
+    mass = xp.where(reached, probabilities, 0.0) * exps
+    return mass / xp.sum(mass, axis=(-2, -1), keepdims=True)

@@ -1,0 +1,107 @@
+"""Binary trees: from the probability of each split to that of each leaf.
+
+Nodes are numbered as a heap: splits 0..E-2, leaves E-1..2E-2, children of q are
+2q+1 (left) and 2q+2 (right). A heap fills its last level from the left, so leaves
+of the last level come first from left to right, then those of the level above.
+Working level by level gives the leaves in that order: nothing is gathered.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+from moe_gates._array import Array
+from moe_gates._checks import check_num_experts
+from moe_gates._smooth_step import smooth_step_pair
+
+
+def leaf_order(num_experts: int) -> tuple[int, ...]:
+    """Heap leaf of each expert: expert j is heap leaf ``leaf_order(num_experts)[j]``.
+
+    Experts are the leaves of a tree from left to right, which is heap order only
+    when `num_experts` is a power of two. Needed to read parameters kept in heap order.
+
+    Parameters
+    ----------
+    num_experts : int
+        Leaves of the tree, at least 2.
+
+    Returns
+    -------
+    tuple of int, length num_experts
+        A permutation of ``range(num_experts)``.
+
+    Raises
+    ------
+    TypeError
+        If `num_experts` is not an integer.
+    ValueError
+        If `num_experts` is below 2.
+
+    References
+    ----------
+    Ibrahim et al., KDD 2023, arXiv:2306.02824; numbering of the authors' code.
+
+    Examples
+    --------
+    >>> leaf_order(5)
+    (3, 4, 0, 1, 2)
+    """
+    check_num_experts(num_experts)
+    above_last_level = 2 ** depth(num_experts) - num_experts
+    return (*range(above_last_level, num_experts), *range(above_last_level))
+
+
+def depth(num_leaves: int) -> int:
+    """Return the number of levels of splits, ceil(log2(num_leaves))."""
+    return (num_leaves - 1).bit_length()
+
+
+def level_slices(num_leaves: int) -> list[slice]:
+    """Return where the splits of each level are among the splits in heap order."""
+    starts = [2**level - 1 for level in range(depth(num_leaves))]
+    return [slice(start, min(2 * start + 1, num_leaves - 1)) for start in starts]
+
+
+def split_probabilities(
+    scores: Array, *, gamma: float, hard: bool, xp: ModuleType
+) -> tuple[Array, Array]:
+    """Return the probabilities of going left and right; `hard` rounds them to 0 or 1."""
+    if hard:
+        left = xp.astype(scores >= 0, scores.dtype)
+        return left, 1 - left
+    return smooth_step_pair(scores, gamma, xp)
+
+
+def leaf_probabilities(
+    levels: Sequence[tuple[Array, Array]], *, num_leaves: int, xp: ModuleType
+) -> Array:
+    """Probability of each leaf, from left to right.
+
+    Parameters
+    ----------
+    levels : sequence of (left, right)
+        For each level, root first, arrays of shape (*batch, num_splits), or
+        (*batch, 1) where all splits of the level share one score.
+    num_leaves : int
+        Leaves of the tree.
+    xp : array namespace
+        That of the arrays.
+
+    Returns
+    -------
+    array, shape (*batch, num_leaves)
+        Products along the paths; rows sum to 1 where left + right is 1.
+    """
+    root_left, _ = levels[0]
+    reached = xp.ones_like(root_left)
+    for level, (left, right) in enumerate(levels):
+        num_nodes = 2**level
+        num_splits = min(num_nodes, num_leaves - num_nodes)
+        parents = reached[..., :num_splits]
+        children = xp.stack([parents * left, parents * right], axis=-1)
+        children = xp.reshape(children, (*children.shape[:-2], 2 * num_splits))
+        if num_splits == num_nodes:
+            reached = children
+        else:
+            reached = xp.concat([children, reached[..., num_splits:]], axis=-1)
+    return reached

@@ -1,0 +1,93 @@
+"""A broken contract is refused, with a message that says what is allowed."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat.numpy
+import numpy as np
+import pytest
+
+import moe_gates
+from moe_gates.testing import assert_on_simplex
+
+XP = array_api_compat.numpy
+# Wrong types are the point here, so the type checker looks away.
+gates: Any = moe_gates
+F, F32, INT = np.zeros((3, 2, 4)), np.zeros((3, 2, 4), dtype=np.float32), np.zeros(4, dtype=int)
+TABLE = {"num_experts": 4, "seed": 0, "xp": XP}
+ONE_HOT = {"num_experts": 4, "dtype": np.float32}
+
+BAD_NUMBERS = [
+    (lambda: gates.check_k(0, 4), ValueError, "`k` must be in [1, num_experts=4], got 0."),
+    (lambda: gates.check_k(5, 4), ValueError, "`k` must be in [1, num_experts=4], got 5."),
+    (lambda: gates.check_k(2.5, 4), TypeError, "integer in [1, num_experts=4], got 2.5."),
+    (
+        lambda: gates.check_k(k=True, num_experts=4),
+        TypeError,
+        "integer in [1, num_experts=4], got True.",
+    ),
+    (lambda: gates.check_gamma(0), ValueError, "`gamma` must be in [1e-30, 1e+30], got 0."),
+    (lambda: gates.check_gamma(-1.0), ValueError, "got -1.0."),
+    (lambda: gates.check_gamma(math.nan), ValueError, "got nan."),
+    (lambda: gates.check_gamma(math.inf), ValueError, "got inf."),
+    (lambda: gates.check_gamma(1e-40), ValueError, "got 1e-40."),
+    (lambda: gates.check_gamma(gamma=True), TypeError, "real number in [1e-30, 1e+30], got True."),
+    (lambda: gates.check_gamma("1"), TypeError, "got '1'."),
+    (lambda: gates.leaf_order(1), ValueError, "`num_experts` must be in [2, inf), got 1."),
+    (lambda: gates.leaf_order(4.0), TypeError, "an integer in [2, inf), got 4.0."),
+    (lambda: gates.hash_table(-1, **TABLE), ValueError, "`num_ids` must be in [0, inf), got -1."),
+    (lambda: gates.hash_table(2, **TABLE | {"seed": -1}), ValueError, "`seed` must be in [0, "),
+    (lambda: gates.hash_table(2, **TABLE | {"seed": 2**64}), ValueError, "got 184467440737"),
+    (lambda: gates.hash_table(2, **TABLE | {"num_experts": 1}), ValueError, "got 1."),
+    (lambda: gates.smooth_step(F, gamma=0.0), ValueError, "`gamma`"),
+    (lambda: gates.comet_gate(F[..., 1:], F, gamma=0.0), ValueError, "`gamma`"),
+    (lambda: gates.unsaturated_fraction(F, gamma=0.0), ValueError, "`gamma`"),
+    (lambda: gates.top_k_gate(F, k=5), ValueError, "`k` must be in [1, num_experts=4], got 5."),
+    (lambda: assert_on_simplex(F + 0.25, k=5), ValueError, "[1, num_experts=4], got 5."),
+]
+BAD_ARRAYS = [
+    (lambda: gates.smooth_step(INT, gamma=1.0), TypeError, "`t` must have a real floating dtype"),
+    (lambda: gates.top_k_gate(INT, k=1), TypeError, "real floating dtype, got int64."),
+    (lambda: gates.top_k_gate(np.zeros(()), k=1), ValueError, "(*batch, num_experts)"),
+    (lambda: gates.top_k_gate(np.zeros((3, 0)), k=1), ValueError, "got (3, 0)."),
+    (lambda: gates.top_k_gate(F.astype(complex), k=1), TypeError, "got complex128."),
+    (lambda: gates.comet_gate(F, F, gamma=1.0), ValueError, "(3, 2, 3), one split less than"),
+    (lambda: gates.comet_gate(F[:2, :, 1:], F, gamma=1.0), ValueError, "got (2, 2, 3)."),
+    (lambda: gates.comet_gate(F32[..., 1:], F, gamma=1.0), TypeError, "float32, got float64."),
+    (lambda: gates.comet_gate(F[..., :0], F[..., :1], gamma=1.0), ValueError, "[2, inf), got 1."),
+    (lambda: gates.comet_gate(F[:, :0, 1:], F[:, :0], gamma=1.0), ValueError, "num_slots and"),
+    (lambda: gates.dselect_k_gate(F, F[..., 0], num_experts=4, gamma=1.0), ValueError, "(3, 2, 2)"),
+    (lambda: gates.dselect_k_gate(F, F, num_experts=16, gamma=1.0), ValueError, "`bit_scores`"),
+    (lambda: gates.hash_gate(F, INT, **ONE_HOT), TypeError, "`ids` must have an integer dtype"),
+    (lambda: gates.hash_gate(INT, F, **ONE_HOT), TypeError, "`table` must have an integer"),
+    (lambda: gates.hash_gate(INT, INT[None], **ONE_HOT), ValueError, "`table` must have one axis"),
+    (lambda: gates.hash_gate(INT, INT[:0], **ONE_HOT), ValueError, "length >= 1, got shape (0,)."),
+    (lambda: gates.hash_gate(INT, INT, num_experts=4, dtype=np.int32), TypeError, "`dtype`"),
+    (lambda: gates.permute(F, F), TypeError, "`permutation` must have an integer dtype"),
+    (lambda: gates.permute(F, INT[:3]), ValueError, "shape (4,) or (2, 4), got (3,)."),
+    (lambda: gates.permute(F, np.zeros((3, 4), dtype=int)), ValueError, "got (3, 4)."),
+    (lambda: gates.permute(F[0, 0], INT[None]), ValueError, "must have shape (4,), got (1, 4)."),
+    (lambda: gates.mix(F, np.eye(3)), ValueError, "(4, 4) or (2, 4, 4), got (3, 3)."),
+    (lambda: gates.mix(F, np.eye(4, dtype=int)), TypeError, "`matrix` must have a real"),
+    (lambda: gates.normalize(INT), TypeError, "`weights`"),
+    (lambda: gates.entropy_penalty(F[0, 0]), ValueError, "(*batch, num_slots, num_experts)"),
+    (lambda: gates.unreachable_penalty(F[0, 0]), ValueError, "got (4,)."),
+    (lambda: gates.expert_load(INT), TypeError, "`weights`"),
+    (lambda: gates.dead_experts(INT), TypeError, "`weights`"),
+    (lambda: gates.count_nonzero(INT), TypeError, "`weights`"),
+    (lambda: gates.unsaturated_fraction(INT, gamma=1.0), TypeError, "`scores`"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_NUMBERS + BAD_ARRAYS)
+def test_is_refused(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as refusal:
+        call()
+    assert message in str(refusal.value)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    gates.check_k(np.int64(2), 4)
+    gates.check_gamma(np.float32(0.5))
+    gates.check_gamma(1)

@@ -1,0 +1,108 @@
+"""Every function compiles into one graph, whatever the batch, without a warning."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moe_gates as gates
+
+SPLITS, LEAVES = (np.random.default_rng(0).normal(size=(7, 2, n)) for n in (4, 5))
+BITS, SELECTORS = (np.random.default_rng(1).normal(size=size) for size in [(7, 2, 3), (7, 2)])
+ORDERS, TABLE = np.asarray([[3, 0, 4, 1, 2], [0, 1, 2, 4, 3]]), np.arange(9) % 5
+MATRICES = np.random.default_rng(2).random((2, 5, 5))
+
+# Name, function of the namespace and the arrays, arrays; the first axis of those before
+# the count is the batch.
+Case = tuple[str, Callable[..., Any], tuple[Any, ...], int]
+CASES: list[Case] = [
+    ("comet", lambda xp, s, a: gates.comet_gate(s, a, gamma=3.0, xp=xp), (SPLITS, LEAVES), 2),
+    (
+        "hard_comet",
+        lambda xp, s, a: gates.comet_gate(s, a, gamma=3.0, hard=True, xp=xp),
+        (SPLITS, LEAVES),
+        2,
+    ),
+    (
+        "dselect_k",
+        lambda xp, b, a: gates.dselect_k_gate(b, a, num_experts=5, gamma=3.0, xp=xp),
+        (BITS, SELECTORS),
+        2,
+    ),
+    ("top_k", lambda xp, s: gates.top_k_gate(s, k=2, xp=xp), (LEAVES,), 1),
+    (
+        "hash",
+        lambda xp, i, t: gates.hash_gate(i, t, num_experts=5, dtype=xp.float32, xp=xp),
+        (np.arange(7), TABLE),
+        1,
+    ),
+    ("permute", lambda xp, w, p: gates.permute(w, p, xp=xp), (LEAVES, ORDERS), 1),
+    ("permute_all", lambda xp, w, p: gates.permute(w, p, xp=xp), (LEAVES, ORDERS[0]), 1),
+    ("mix", lambda xp, w, m: gates.mix(w, m, xp=xp), (LEAVES, MATRICES), 1),
+    ("normalize", lambda xp, w: gates.normalize(w * w, xp=xp), (LEAVES,), 1),
+    ("entropy", lambda xp, p: gates.entropy_penalty(p * p, xp=xp), (LEAVES,), 1),
+    ("unreachable", lambda xp, p: gates.unreachable_penalty(p * p, xp=xp), (LEAVES,), 1),
+    ("load", lambda xp, w: gates.expert_load(w, xp=xp), (LEAVES,), 1),
+    ("dead", lambda xp, w: gates.dead_experts(w, xp=xp), (LEAVES,), 1),
+    ("count", lambda xp, w: gates.count_nonzero(w, xp=xp), (LEAVES,), 1),
+    ("band", lambda xp, s: gates.unsaturated_fraction(s, gamma=1.0, xp=xp), (SPLITS,), 1),
+]
+CASE = pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+
+
+def as_tuple(answer: Any) -> tuple[Any, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def batches(lib: Any, case: Case) -> list[list[Any]]:
+    """Return the arrays of the case with 7, 3, 1 and 0 rows."""
+    _, _, arrays, num_batched = case
+    fixed = [lib.asarray(array) for array in arrays[num_batched:]]
+    return [
+        [lib.asarray(array[:rows]) for array in arrays[:num_batched]] + fixed
+        for rows in (7, 3, 1, 0)
+    ]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@CASE
+def test_torch_compiles_one_graph(torch_lib: Any, case: Case, *, dynamic: bool) -> None:
+    torch = pytest.importorskip("torch")
+    torch.compiler.reset()
+    function = case[1]
+    # Graph capture and autograd tracing are what a gate can break; the code generator
+    # after them needs a C++ compiler and is torch's own.
+    compiled = torch.compile(
+        lambda *arrays: function(torch_lib.xp, *arrays),
+        fullgraph=True,
+        dynamic=dynamic,
+        backend="aot_eager",
+    )
+    for arrays in batches(torch_lib, case):
+        expected = as_tuple(function(torch_lib.xp, *arrays))
+        for ours, theirs in zip(as_tuple(compiled(*arrays)), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_torch_recompiles_for_an_annealed_gamma_and_stays_correct(torch_lib: Any) -> None:
+    torch = pytest.importorskip("torch")
+    torch.compiler.reset()
+
+    def weights(splits: Any, leaves: Any, gamma: float) -> Any:
+        return gates.comet_gate(splits, leaves, gamma=gamma, xp=torch_lib.xp).weights
+
+    compiled = torch.compile(weights, fullgraph=True, backend="aot_eager")
+    splits, leaves = torch_lib.asarray(SPLITS), torch_lib.asarray(LEAVES)
+    for gamma in (4.0, 2.0, 1.0, 0.5):
+        torch.testing.assert_close(compiled(splits, leaves, gamma), weights(splits, leaves, gamma))
+
+
+@CASE
+def test_jax_traces(case: Case) -> None:
+    jax = pytest.importorskip("jax", reason="needs jax: install the dependency group `interop`")
+    _, function, arrays, _ = case
+    arrays = tuple(jax.numpy.asarray(array) for array in arrays)
+    traced = jax.jit(lambda *arrays: function(jax.numpy, *arrays))(*arrays)
+    for ours, theirs in zip(as_tuple(traced), as_tuple(function(jax.numpy, *arrays)), strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,79 @@
+"""Every gate exports to ONNX with a free batch size, and the operators are standard."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moe_gates as gates
+
+torch = pytest.importorskip("torch", reason="needs torch: install the dependency group `interop`")
+pytest.importorskip("onnx", reason="needs onnx to export")
+pytest.importorskip("onnxscript", reason="needs onnxscript to export")
+
+pytestmark = [
+    # torch 2.13 and onnxscript warn about their own internals while they export.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+class Gate(torch.nn.Module):  # type: ignore[name-defined,misc]
+    """Soft and hard gates side by side: one export is slow enough."""
+
+    def __init__(self, xp: Any) -> None:
+        super().__init__()
+        self.xp = xp
+
+    def forward(self, splits: Any, leaves: Any, bits: Any, ids: Any) -> tuple[Any, ...]:
+        xp = self.xp
+        selectors, order = leaves[..., 0], torch.tensor([3, 0, 4, 1, 2])
+        comet = [comet_gate(splits, leaves, hard=hard, xp=xp) for hard in (False, True)]
+        dselect_k = [dselect_k_gate(bits, selectors, hard=hard, xp=xp) for hard in (False, True)]
+        slot_weights = comet[0].slot_weights
+        mixed = gates.mix(slot_weights, torch.full((2, 5, 5), 0.2), xp=xp)
+        return (
+            *(gate.weights for gate in comet + dselect_k),
+            gates.top_k_gate(leaves[:, 0, :], k=2, xp=xp),
+            gates.hash_gate(ids, torch.arange(9) % 5, num_experts=5, dtype=leaves.dtype, xp=xp),
+            gates.normalize(gates.permute(slot_weights, order, xp=xp), xp=xp),
+            mixed,
+        )
+
+
+def comet_gate(splits: Any, leaves: Any, *, hard: bool, xp: Any) -> Any:
+    return gates.comet_gate(splits, leaves, gamma=3.0, hard=hard, xp=xp)
+
+
+def dselect_k_gate(bits: Any, selectors: Any, *, hard: bool, xp: Any) -> Any:
+    return gates.dselect_k_gate(bits, selectors, num_experts=5, gamma=3.0, hard=hard, xp=xp)
+
+
+def draw(rows: int) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(rows)
+    sizes = [(rows, 2, 4), (rows, 2, 5), (rows, 2, 3)]
+    return *(torch.randn(size, generator=generator) for size in sizes), torch.arange(rows) % 9
+
+
+def export(model: Any) -> Any:
+    free = {0: torch.export.Dim.DYNAMIC}
+    return torch.onnx.export(
+        model, draw(7), dynamo=True, verbose=False, dynamic_shapes=(free,) * 4
+    ).model_proto
+
+
+def test_gates_export_with_a_free_batch_size(torch_lib: Any) -> None:
+    model = Gate(torch_lib.xp).eval()
+    proto = export(model)
+    assert {node.domain for node in proto.graph.node} == {""}
+    onnx_reference = pytest.importorskip("onnx.reference")
+    evaluator = onnx_reference.ReferenceEvaluator(proto)
+    names = [value.name for value in proto.graph.input]
+    for rows in (7, 3, 1):
+        arrays = draw(rows)
+        answers = evaluator.run(
+            None, {name: array.numpy() for name, array in zip(names, arrays, strict=True)}
+        )
+        for ours, theirs in zip(answers, model(*arrays), strict=True):
+            # float32: a dozen roundings on each side.
+            np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)
