@@ -1,0 +1,55 @@
+"""Local search over permutations: exact where that is possible, on any objective."""
+
+from importlib.metadata import version
+
+from moe_localsearch._assign import assign
+from moe_localsearch._exhaustive import exhaustive
+from moe_localsearch._objective import (
+    Objective,
+    SupportsReplacementCosts,
+    SupportsRowCosts,
+    SupportsSeparable,
+    SupportsSwapCosts,
+)
+from moe_localsearch._penalty import permutation_penalty
+from moe_localsearch._relabeling import RelabelingObjective
+from moe_localsearch._replacement import replace_and_assign
+from moe_localsearch._result import Confirmation, SearchResult, StopReason
+from moe_localsearch._rounding import permutation_matrix, round_to_permutation
+from moe_localsearch._rows import RowLoss
+from moe_localsearch._schedule import RelaxationSettings, convergent_schedule, paper_schedule
+from moe_localsearch._search import Method, search
+from moe_localsearch._sinkhorn import SinkhornResult, sinkhorn
+from moe_localsearch._slots import relabel_slots
+from moe_localsearch._swaps import descend_by_swaps
+
+__version__ = version("moe-localsearch")
+
+__all__ = [
+    "Confirmation",
+    "Method",
+    "Objective",
+    "RelabelingObjective",
+    "RelaxationSettings",
+    "RowLoss",
+    "SearchResult",
+    "SinkhornResult",
+    "StopReason",
+    "SupportsReplacementCosts",
+    "SupportsRowCosts",
+    "SupportsSeparable",
+    "SupportsSwapCosts",
+    "__version__",
+    "assign",
+    "convergent_schedule",
+    "descend_by_swaps",
+    "exhaustive",
+    "paper_schedule",
+    "permutation_matrix",
+    "permutation_penalty",
+    "relabel_slots",
+    "replace_and_assign",
+    "round_to_permutation",
+    "search",
+    "sinkhorn",
+]

@@ -1,0 +1,58 @@
+"""The loss of mixed outputs, row by row, and arrays split by rows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from moe_localsearch._checks import FloatArray, IntArray, RealArray
+from moe_localsearch._questions import checked
+
+RowLoss = Callable[[FloatArray, IntArray], Any]
+"""``row_loss(mixed (R, O) float64, rows (R,) int64) -> (R,)``: the loss of row ``rows[r]``
+if its mixed output is ``mixed[r]``. A row may be asked about several times in one call."""
+
+
+def row_losses(row_loss: RowLoss, mixed: FloatArray, rows: IntArray) -> FloatArray:
+    """Return the losses, shape (R,), as float64; a loss is not called for no rows."""
+    if len(rows) == 0:
+        return np.zeros(0)
+    return checked("row_loss(mixed, rows)", row_loss(mixed, rows), [("R", len(rows))])
+
+
+def mean_cost(losses: FloatArray) -> float:
+    """Return the mean over rows; no rows cost 0, so that no permutation is preferred."""
+    return float(losses.mean()) if len(losses) else 0.0
+
+
+def on_selected_rows(row_loss: RowLoss, selected: IntArray) -> RowLoss:
+    """Return the loss of a problem restricted to `selected`, told of rows by their old index."""
+
+    def restricted(mixed: FloatArray, rows: IntArray) -> ArrayLike:
+        losses: ArrayLike = row_loss(mixed, selected[rows])
+        return losses
+
+    return restricted
+
+
+def check_rows(name: str, rows: ArrayLike, *, num_rows: int) -> IntArray:
+    """Return distinct row indices from a mask of shape (T,) or from integers."""
+    array: RealArray = np.asarray(rows)
+    if array.dtype == bool and array.shape == (num_rows,):
+        return np.flatnonzero(array)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        msg = (
+            f"`{name}` must be a boolean mask of shape (T={num_rows},) or a list of integers, "
+            f"got shape {array.shape} and dtype {array.dtype}."
+        )
+        raise ValueError(msg)
+    outside = array[(array < 0) | (array >= num_rows)]
+    if len(outside):
+        msg = f"`{name}` must be in [0, T={num_rows}), got {outside[0]}."
+        raise ValueError(msg)
+    values, counts = np.unique(array, return_counts=True)
+    if np.any(counts > 1):
+        msg = f"`{name}` must be distinct, got {values[counts > 1][0]} more than once."
+        raise ValueError(msg)
+    return array.astype(np.int64)

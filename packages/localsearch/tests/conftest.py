@@ -1,0 +1,75 @@
+"""Settings and objectives that the tests share."""
+
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("moe", deadline=None, derandomize=True)
+settings.load_profile("moe")
+
+
+class TableObjective:
+    """Any cost for any permutation, in lexicographic order: no structure to lean on."""
+
+    def __init__(self, size: int, costs: Any) -> None:
+        self.size = size
+        keys = permutations(range(size))
+        self.table = dict(zip(keys, costs, strict=True))
+        self.num_calls = 0
+
+    def __call__(self, batch: Any) -> Any:
+        self.num_calls += len(batch)
+        return np.array([self.table[tuple(int(i) for i in row)] for row in batch])
+
+
+class QuadraticAssignment:
+    """Sum of flow between positions times distance between what they use."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.size = size
+        self.flow = rng.uniform(size=(size, size))
+        self.distance = rng.uniform(size=(size, size))
+
+    def __call__(self, batch: Any) -> Any:
+        return np.array([np.sum(self.flow * self.distance[np.ix_(p, p)]) for p in batch])
+
+
+class FixedAnswers:
+    """Answers every question with what it was given, however wrong."""
+
+    def __init__(
+        self, size: int, *, cost: Any = 0.0, replacement: Any = None, swap: Any = None
+    ) -> None:
+        self.size = size
+        self.cost = cost
+        self.replacement = np.zeros((size, size)) if replacement is None else replacement
+        self.swap = np.zeros((size, size)) if swap is None else swap
+
+    def __call__(self, batch: Any) -> Any:
+        return np.full(len(batch), self.cost)
+
+    def replacement_costs(self, _permutation: Any) -> Any:
+        return self.replacement
+
+    def swap_costs(self, _permutation: Any) -> Any:
+        return self.swap
+
+
+@pytest.fixture
+def table_objective() -> Callable[..., TableObjective]:
+    return TableObjective
+
+
+@pytest.fixture
+def quadratic_assignment() -> Callable[..., QuadraticAssignment]:
+    return QuadraticAssignment
+
+
+@pytest.fixture
+def fixed_answers() -> Callable[..., FixedAnswers]:
+    return FixedAnswers

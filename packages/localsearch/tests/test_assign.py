@@ -1,0 +1,42 @@
+"""One linear assignment."""
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_localsearch import assign
+
+
+@given(size=st.integers(1, 6), seed=st.integers(0, 10_000))
+def test_no_permutation_is_cheaper(size: int, seed: int) -> None:
+    costs = np.random.default_rng(seed).integers(-5, 6, size=(size, size))
+    found = assign(costs)
+    cheapest = min(sum(costs[i, p[i]] for i in range(size)) for p in permutations(range(size)))
+    assert costs[np.arange(size), found].sum() == cheapest
+    assert found.dtype == np.int64
+
+
+def test_ties_are_decided_the_same_way_every_time() -> None:
+    costs = np.zeros((7, 7))
+    np.testing.assert_array_equal(assign(costs), assign(costs.copy()))
+
+
+@pytest.mark.parametrize(
+    ("costs", "error", "message"),
+    [
+        (np.zeros((2, 3)), ValueError, r"`costs` must be square.*\(2, 3\)"),
+        (np.zeros((0, 0)), ValueError, r"`costs` must be square.*n >= 1"),
+        (np.zeros(3), ValueError, r"`costs` must have shape \(n, n\), got \(3,\)"),
+        ([[0.0, np.nan], [0.0, 0.0]], ValueError, r"`costs` must be finite, got nan at \[0, 1\]"),
+        ([[0.0, 0.0], [np.inf, 0.0]], ValueError, r"`costs` must be finite, got inf at \[1, 0\]"),
+        ([[1j]], TypeError, r"`costs` must hold real numbers, got dtype complex128"),
+        ([["a"]], TypeError, r"`costs` must hold real numbers"),
+    ],
+)
+def test_bad_costs_are_named(costs: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        assign(costs)

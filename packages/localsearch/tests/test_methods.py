@@ -1,0 +1,387 @@
+"""Every method, against every permutation and against each other."""
+
+from collections.abc import Callable
+from itertools import permutations
+from math import factorial
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_localsearch import (
+    Method,
+    RelabelingObjective,
+    StopReason,
+    descend_by_swaps,
+    exhaustive,
+    replace_and_assign,
+    search,
+)
+from moe_localsearch.testing import planted_problem
+
+METHODS = ["auto", "replace_and_assign", "descend_by_swaps", "exhaustive"]
+
+
+def all_permutations(size: int) -> Any:
+    return np.array(list(permutations(range(size))))
+
+
+def random_relabeling(seed: int, size: int, *, num_nonzero: int, num_rows: int = 12) -> Any:
+    problem = planted_problem(
+        num_rows=num_rows, size=size, num_nonzero=num_nonzero, noise=2.0, seed=seed
+    )
+    return problem.objective
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7])
+def test_exhaustive_is_the_brute_force_optimum(
+    size: int, quadratic_assignment: Callable[..., Any]
+) -> None:
+    objective = quadratic_assignment(size, seed=size)
+    result = exhaustive(objective)
+    costs = objective(all_permutations(size))
+    np.testing.assert_array_equal(result.permutation, all_permutations(size)[costs.argmin()])
+    assert result.cost_after == costs.min()
+    assert result.stop_reason is StopReason.OPTIMUM
+    assert result.num_evaluations == factorial(size) + 1
+
+
+def test_exhaustive_refuses_nine_and_says_how_many(
+    quadratic_assignment: Callable[..., Any],
+) -> None:
+    with pytest.raises(ValueError, match=r"`objective.size` must be <= 8 .* 9: 362880 perm"):
+        exhaustive(quadratic_assignment(9, seed=0))
+
+
+@given(size=st.integers(1, 7), seed=st.integers(0, 10_000))
+def test_one_assignment_solves_a_separable_objective(size: int, seed: int) -> None:
+    objective = random_relabeling(seed, size, num_nonzero=1)
+    assert objective.separable
+    result = search(objective)
+    assert result.cost_after == pytest.approx(objective(all_permutations(size)).min(), rel=1e-12)
+    assert (result.method, result.stop_reason) == ("assign", StopReason.OPTIMUM)
+    assert result.converged
+    assert result.num_evaluations <= size * (size - 1) + 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(size=st.integers(1, 6), seed=st.integers(0, 10_000), data=st.data())
+def test_no_method_is_worse_than_its_start(
+    method: Method, size: int, seed: int, data: st.DataObject
+) -> None:
+    num_nonzero = data.draw(st.integers(1, size))
+    objective = random_relabeling(seed, size, num_nonzero=num_nonzero)
+    start = np.array(data.draw(st.permutations(range(size))))
+    result = search(objective, start, method=method)
+    assert result.cost_before == objective(start[None])[0]
+    assert result.cost_after == objective(result.permutation[None])[0]
+    assert result.cost_after <= result.cost_before
+    assert sorted(result.permutation) == list(range(size))
+    assert result.permutation.dtype == np.int64
+    assert result.confirmation is None
+    optimum = exhaustive(objective).cost_after
+    assert result.cost_after >= optimum - 1e-12 * abs(optimum)
+
+
+@given(
+    costs=st.lists(st.floats(allow_nan=True, width=16), min_size=24, max_size=24),
+    start=st.permutations(range(4)),
+    method=st.sampled_from(["auto", "descend_by_swaps", "exhaustive"]),
+)
+def test_any_costs_at_all_never_give_a_worse_or_unusable_one(
+    costs: Any, start: Any, method: Method
+) -> None:
+    table = dict(zip(permutations(range(4)), costs, strict=True))
+
+    class Table:
+        size = 4
+
+        def __call__(self, batch: Any) -> Any:
+            return np.array([table[tuple(int(i) for i in row)] for row in batch])
+
+    result = search(Table(), start, method=method)
+    before, after = table[tuple(start)], table[tuple(int(i) for i in result.permutation)]
+    np.testing.assert_array_equal([result.cost_before, result.cost_after], [before, after])
+    unchanged = np.array_equal(result.permutation, start)
+    assert unchanged or -np.inf < after < before
+    if method == "exhaustive" and not np.isnan(before):
+        assert after <= min([c for c in costs if c > -np.inf], default=np.inf)
+    if np.isnan(before):
+        assert result.stop_reason is StopReason.NON_FINITE_COST
+
+
+@pytest.mark.parametrize("size", [2, 6, 12])
+def test_a_converged_swap_descent_is_a_local_optimum(
+    size: int, quadratic_assignment: Callable[..., Any]
+) -> None:
+    objective = quadratic_assignment(size, seed=3)
+    result = descend_by_swaps(objective)
+    assert result.stop_reason is StopReason.LOCAL_OPTIMUM
+    for i in range(size):
+        for j in range(i):
+            swapped = result.permutation.copy()
+            swapped[[i, j]] = swapped[[j, i]]
+            assert objective(swapped[None])[0] >= result.cost_after
+
+
+def test_swaps_follow_the_steepest_descent_or_better(
+    quadratic_assignment: Callable[..., Any],
+) -> None:
+    objective = quadratic_assignment(8, seed=1)
+    one_round = descend_by_swaps(objective, max_rounds=1)
+    identity = np.arange(8)
+    swaps = [identity.copy() for _ in range(28)]
+    for row, (i, j) in zip(swaps, zip(*np.triu_indices(8, 1), strict=True), strict=True):
+        row[[i, j]] = row[[j, i]]
+    assert one_round.cost_after <= objective(np.array(swaps)).min()
+    assert one_round.stop_reason is StopReason.MAX_ROUNDS
+    assert not one_round.converged
+
+
+def test_disjoint_swaps_that_do_not_add_up_are_not_taken_together(
+    table_objective: Callable[..., Any],
+) -> None:
+    # Swapping (0, 1) or (2, 3) alone helps; both together would be worse than the start.
+    costs = dict.fromkeys(permutations(range(4)), 5.0)
+    costs |= {(0, 1, 2, 3): 1.0, (1, 0, 2, 3): 0.5, (0, 1, 3, 2): 0.6, (1, 0, 3, 2): 9.0}
+    result = descend_by_swaps(table_objective(4, costs.values()))
+    np.testing.assert_array_equal(result.permutation, [1, 0, 2, 3])
+
+
+def test_an_assignment_whose_moves_do_not_add_up_is_not_taken(
+    fixed_answers: Callable[..., Any],
+) -> None:
+    promised = -np.eye(3)[:, ::-1]
+    result = replace_and_assign(fixed_answers(3, cost=1.0, replacement=promised))
+    np.testing.assert_array_equal(result.permutation, [0, 1, 2])
+    assert result.stop_reason is StopReason.LOCAL_OPTIMUM
+
+
+def test_swaps_promised_but_not_kept_end_the_search(fixed_answers: Callable[..., Any]) -> None:
+    result = descend_by_swaps(fixed_answers(3, cost=1.0, swap=np.zeros((3, 3))))
+    np.testing.assert_array_equal(result.permutation, [0, 1, 2])
+    assert result.converged
+
+
+def test_evaluations_are_counted_as_documented(table_objective: Callable[..., Any]) -> None:
+    table = table_objective(4, np.arange(24.0))
+    assert descend_by_swaps(table).num_evaluations == table.num_calls == 1 + 6
+    objective = random_relabeling(0, 5, num_nonzero=2)
+    one_round = replace_and_assign(objective, max_rounds=1)
+    assert one_round.num_evaluations == 1 + 5 * 4 + 1
+    best = exhaustive(objective).permutation
+    assert search(objective, best, method="descend_by_swaps").num_evaluations == 1 + 10
+
+
+def test_swaps_are_the_same_whether_asked_or_evaluated_in_full() -> None:
+    objective = random_relabeling(4, 7, num_nonzero=3, num_rows=60)
+
+    class InFull:
+        size = objective.size
+
+        def __call__(self, batch: Any) -> Any:
+            return objective(batch)
+
+    asked, in_full = descend_by_swaps(objective), descend_by_swaps(InFull())
+    np.testing.assert_array_equal(asked.permutation, in_full.permutation)
+    assert search(InFull()).method == "descend_by_swaps"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_position_has_one_permutation(method: Method) -> None:
+    result = search(random_relabeling(0, 1, num_nonzero=1), method=method)
+    np.testing.assert_array_equal(result.permutation, [0])
+    assert result.converged
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_rows_leave_the_start(method: Method) -> None:
+    objective = RelabelingObjective(
+        np.zeros((0, 3)), np.zeros((0, 3, 2)), lambda _mixed, _rows: 1 / 0
+    )
+    result = search(objective, [2, 0, 1], method=method)
+    np.testing.assert_array_equal(result.permutation, [2, 0, 1])
+    assert (result.cost_before, result.cost_after) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ties_keep_the_start_and_runs_repeat(method: Method) -> None:
+    outputs = np.ones((4, 5, 1))  # equal experts: every permutation costs the same
+    weights = np.random.default_rng(0).uniform(size=(4, 5))
+    objective = RelabelingObjective(weights, outputs, lambda _mixed, rows: np.zeros(len(rows)))
+    start = [3, 1, 4, 0, 2]
+    np.testing.assert_array_equal(search(objective, start, method=method).permutation, start)
+    noisy = random_relabeling(8, 6, num_nonzero=2)
+    first, second = (search(noisy, method=method) for _ in range(2))
+    np.testing.assert_array_equal(first.permutation, second.permutation)
+    assert first.cost_after == second.cost_after
+
+
+def test_the_start_is_not_changed_in_place() -> None:
+    start = np.array([2, 1, 0, 3])
+    result = search(random_relabeling(0, 4, num_nonzero=2), start)
+    np.testing.assert_array_equal(start, [2, 1, 0, 3])
+    result.permutation[:] = 0
+    np.testing.assert_array_equal(start, [2, 1, 0, 3])
+
+
+class TestNumericalTrouble:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_nan_start_is_returned(
+        self, method: Method, fixed_answers: Callable[..., Any]
+    ) -> None:
+        result = search(fixed_answers(3, cost=np.nan), [1, 2, 0], method=method)
+        np.testing.assert_array_equal(result.permutation, [1, 2, 0])
+        assert np.isnan(result.cost_before)
+        assert np.isnan(result.cost_after)
+        assert result.stop_reason is StopReason.NON_FINITE_COST
+        assert not result.converged
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_replacements_stop_and_swaps_still_run(
+        self, bad: float, quadratic_assignment: Callable[..., Any]
+    ) -> None:
+        quadratic = quadratic_assignment(5, seed=1)
+
+        class Broken:
+            size = 5
+
+            def __call__(self, batch: Any) -> Any:
+                return quadratic(batch)
+
+            def replacement_costs(self, _permutation: Any) -> Any:
+                return np.full((5, 5), bad)
+
+        alone = replace_and_assign(Broken())
+        assert alone.stop_reason is StopReason.NON_FINITE_COST
+        assert alone.cost_after == alone.cost_before
+        both = search(Broken())
+        assert both.cost_after == descend_by_swaps(quadratic).cost_after < both.cost_before
+        assert both.stop_reason is StopReason.NON_FINITE_COST
+        assert both.method == "replace_and_assign + descend_by_swaps"
+
+    def test_moves_that_give_nan_together_are_not_taken(
+        self, table_objective: Callable[..., Any]
+    ) -> None:
+        costs = dict.fromkeys(permutations(range(4)), 5.0)
+        costs |= {(0, 1, 2, 3): 1.0, (1, 0, 2, 3): 0.5, (0, 1, 3, 2): 0.6, (1, 0, 3, 2): np.nan}
+        result = descend_by_swaps(table_objective(4, costs.values()))
+        np.testing.assert_array_equal(result.permutation, [1, 0, 2, 3])
+        assert result.stop_reason is StopReason.NON_FINITE_COST
+
+        class Promises:
+            size = 2
+
+            def __call__(self, batch: Any) -> Any:
+                return np.where(batch[:, 0] == 0, 1.0, np.nan)
+
+            def replacement_costs(self, _permutation: Any) -> Any:
+                return -np.eye(2)[::-1]
+
+        result = replace_and_assign(Promises())
+        np.testing.assert_array_equal(result.permutation, [0, 1])
+        assert result.stop_reason is StopReason.NON_FINITE_COST
+
+    def test_a_diverged_expert_costs_nan_only_where_it_is_used(self) -> None:
+        outputs = np.zeros((3, 3, 1))
+        outputs[:, 2] = np.nan
+        weights = np.array([[1.0, 0, 0], [0, 1.0, 0], [1.0, 0, 0]])
+        objective = RelabelingObjective(weights, outputs, lambda mixed, _rows: mixed[:, 0])
+        costs = objective.replacement_costs(np.arange(3))
+        np.testing.assert_array_equal(np.isnan(costs), [[0, 0, 1], [0, 0, 1], [0, 0, 0]])
+        result = search(objective)
+        np.testing.assert_array_equal(result.permutation, [0, 1, 2])
+        assert result.stop_reason is StopReason.NON_FINITE_COST
+
+    def test_an_infinite_start_may_be_left(self, table_objective: Callable[..., Any]) -> None:
+        result = descend_by_swaps(table_objective(2, [np.inf, 1.0]))
+        np.testing.assert_array_equal(result.permutation, [1, 0])
+
+
+class TestBadArguments:
+    @pytest.mark.parametrize(
+        ("start", "error", "message"),
+        [
+            ([0, 1, 1], ValueError, r"`start` .* \(n=3\), got 1 at positions \[1, 2\] and no 2"),
+            ([0, 1, 3], ValueError, r"`start` .* \(n=3\), got 3 at \[2\]"),
+            ([0, -1, 2], ValueError, r"`start` .* got -1 at \[1\]"),
+            ([0, 1], ValueError, r"`start` must have shape \(\.\.\., n=3\), got \(2,\)"),
+            ([[0, 1, 2]], ValueError, r"`start` must have shape \(n=3\), got \(1, 3\)"),
+            ([0.0, 1.0, 2.0], TypeError, r"`start` must hold integers, got dtype float64"),
+        ],
+    )
+    @pytest.mark.parametrize("method", METHODS)
+    def test_start(
+        self,
+        start: Any,
+        error: type[Exception],
+        message: str,
+        method: Method,
+        fixed_answers: Callable[..., Any],
+    ) -> None:
+        with pytest.raises(error, match=message):
+            search(fixed_answers(3), start, method=method)
+
+    @pytest.mark.parametrize("function", [replace_and_assign, descend_by_swaps])
+    def test_max_rounds(
+        self, function: Callable[..., Any], fixed_answers: Callable[..., Any]
+    ) -> None:
+        with pytest.raises(ValueError, match="`max_rounds` must be >= 1, got 0"):
+            function(fixed_answers(3), max_rounds=0)
+        with pytest.raises(TypeError, match=r"`max_rounds` must be an integer, got 1\.5"):
+            function(fixed_answers(3), max_rounds=1.5)
+
+    def test_method(self, fixed_answers: Callable[..., Any]) -> None:
+        with pytest.raises(ValueError, match=r"`method` must be one of \['auto'.*got 'anneal'"):
+            search(fixed_answers(3), method=cast("Any", "anneal"))
+
+    def test_an_objective_without_what_is_needed(
+        self, quadratic_assignment: Callable[..., Any]
+    ) -> None:
+        with pytest.raises(TypeError, match="must be callable and have a `size`, got object"):
+            search(cast("Any", object()))
+        for run in (replace_and_assign, lambda o: search(o, method="replace_and_assign")):
+            with pytest.raises(TypeError, match=r"must offer `replacement_costs`.*Quadratic"):
+                run(quadratic_assignment(3, seed=0))
+
+    def test_answers_of_the_wrong_shape_or_kind(self, fixed_answers: Callable[..., Any]) -> None:
+        wrong = fixed_answers(3, replacement=np.zeros((3, 2)), swap=np.zeros(3))
+        with pytest.raises(ValueError, match=r"replacement_costs.* \(n=3, n=3\), got \(3, 2\)"):
+            replace_and_assign(wrong)
+        with pytest.raises(ValueError, match=r"swap_costs.* must have shape \(n, n\), got \(3,\)"):
+            descend_by_swaps(wrong)
+        with pytest.raises(TypeError, match=r"objective\(permutations\)` must hold real numbers"):
+            search(fixed_answers(3, cost="free"))
+
+    def test_one_cost_for_a_whole_batch(self) -> None:
+        class Summed:
+            size = 3
+
+            def __call__(self, _batch: Any) -> Any:
+                return np.zeros(())
+
+        with pytest.raises(ValueError, match=r"objective\(permutations\)` must have shape \(B\)"):
+            search(Summed())
+
+    @pytest.mark.parametrize("size", [0, -1])
+    def test_size(self, size: int, fixed_answers: Callable[..., Any]) -> None:
+        objective = fixed_answers(1)
+        objective.size = size
+        with pytest.raises(ValueError, match=f"`objective.size` must be >= 1, got {size}"):
+            search(objective)
+
+
+def test_positions_without_weight_stay_as_they_are() -> None:
+    problem = planted_problem(num_rows=200, size=8, num_nonzero=1, seed=0)
+    weights = problem.slot_weights.copy()
+    weights[:, 4:] = 0
+    objective = RelabelingObjective(weights, problem.outputs, problem.row_loss)
+    start = np.arange(8)[::-1].copy()
+    result = search(objective, start)
+    # Four experts at most are wanted by the weighted positions; the rest have no reason to move.
+    taken = set(result.permutation[:4].tolist())
+    idle = [i for i in range(4, 8) if int(start[i]) not in taken]
+    assert idle
+    assert all(result.permutation[i] == start[i] for i in idle)
