@@ -1,0 +1,43 @@
+"""Sparse mixture-of-experts layers that only compute what the gate selects."""
+
+from importlib.metadata import version
+
+from moe_runtime._checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_tensors,
+    load_training_tensors,
+    save_checkpoint,
+    training_tensors,
+)
+from moe_runtime._experts import Experts
+from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
+from moe_runtime._router import Router, Routing, hard_routing
+from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
+from moe_runtime._search import search_permutation
+
+__version__ = version("moe-runtime")
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CometRouter",
+    "DSelectKRouter",
+    "Experts",
+    "HashRouter",
+    "MixtureOfExperts",
+    "MixtureOutput",
+    "MultiGateMixtureOfExperts",
+    "Router",
+    "Routing",
+    "TopKRouter",
+    "__version__",
+    "hard_routing",
+    "load_checkpoint",
+    "load_tensors",
+    "load_training_tensors",
+    "save_checkpoint",
+    "search_permutation",
+    "training_tensors",
+]

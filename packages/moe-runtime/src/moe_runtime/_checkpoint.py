@@ -1,0 +1,176 @@
+"""Checkpoints that are whole or refused: one safetensors file, written beside and renamed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or not the one that the model needs."""
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds."""
+
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write tensors and JSON settings as one file, atomically.
+
+    A process that is killed here leaves the previous checkpoint as it was. The settings
+    and a digest of everything are in the header of the safetensors file.
+
+    Parameters
+    ----------
+    path
+        File to write; its folder must exist.
+    tensors
+        For instance ``model.state_dict()``, or `training_tensors`.
+    settings
+        Anything that JSON can hold.
+    """
+    path = Path(path)
+    settings_json = json.dumps(dict(settings or {}), sort_keys=True)
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "settings": settings_json,
+        "sha256": _digest(held, settings_json),
+    }
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # safetensors (0.8) makes files that only their owner can read: give the checkpoint
+        # the permissions that the process gives any new file.
+        beside.touch()
+        permissions = beside.stat().st_mode
+        save_file(held, beside, metadata=metadata)
+        beside.chmod(permissions)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read what `save_checkpoint` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, truncated, altered, or of another format or version.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        msg = f"there is no checkpoint {path}."
+        raise CheckpointError(msg) from None
+    except (SafetensorError, OSError) as error:
+        msg = f"checkpoint {path} is damaged or not a safetensors file: {error}."
+        raise CheckpointError(msg) from error
+    version = metadata.get("format_version")
+    if version != str(FORMAT_VERSION):
+        msg = (
+            f"checkpoint {path} has format version {version}, "
+            f"this moe-runtime reads version {FORMAT_VERSION}."
+        )
+        raise CheckpointError(msg)
+    if metadata.get("sha256") != _digest(tensors, metadata.get("settings", "")):
+        msg = f"checkpoint {path} is damaged: its contents do not match their digest."
+        raise CheckpointError(msg)
+    return Checkpoint(tensors, json.loads(metadata["settings"]))
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a module's tensors, refusing missing, extra and wrongly shaped ones by name.
+
+    Raises
+    ------
+    CheckpointError
+        If names or shapes differ; the module is then unchanged.
+    """
+    wanted = module.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is not part of the model" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        msg = f"the checkpoint does not fit the model: {'; '.join(problems)}."
+        raise CheckpointError(msg)
+    module.load_state_dict(dict(tensors))
+
+
+def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Collect a model's and its optimiser's tensors under one set of names."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if not isinstance(value, Tensor):
+                msg = (
+                    f"`optimizer` must keep its state in tensors, got {value!r} as {name!r} of "
+                    f"{type(optimizer).__name__}."
+                )
+                raise TypeError(msg)
+            tensors[f"optimizer.{index}.{name}"] = value
+    return tensors
+
+
+def load_training_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `training_tensors` collected; learning rates stay as constructed."""
+    prefix = "model."
+    model_tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    state: dict[int, dict[str, Tensor]] = {}
+    num_parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            continue
+        owner, index, key = [*name.split(".", 2), "", ""][:3]
+        if owner != "optimizer" or not index.isdecimal() or int(index) >= num_parameters:
+            msg = (
+                f"the checkpoint does not fit the optimizer: {name} belongs to none of its "
+                f"{num_parameters} parameters."
+            )
+            raise CheckpointError(msg)
+        state.setdefault(int(index), {})[key] = tensor
+    load_tensors(model, model_tensors)
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def _digest(tensors: Mapping[str, Tensor], settings_json: str) -> str:
+    digest = hashlib.sha256(settings_json.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""Checks at the public boundary: one message form for all of them."""
+
+import torch
+from torch import Tensor
+
+
+def check_positive(name: str, value: object, *, minimum: int = 1) -> None:
+    """Refuse anything but an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        msg = f"`{name}` must be an integer >= {minimum}, got {value!r}."
+        raise ValueError(msg)
+
+
+def check_non_negative(name: str, value: float) -> None:
+    """Refuse negative and non-finite numbers."""
+    if not 0 <= value < float("inf"):
+        msg = f"`{name}` must be finite and >= 0, got {value!r}."
+        raise ValueError(msg)
+
+
+def check_last_axis(name: str, x: Tensor, size: int) -> None:
+    """Refuse an input whose features are not the ones that the layer was built for."""
+    if x.ndim == 0 or x.shape[-1] != size:
+        msg = f"`{name}` must have shape (..., {size}), got {tuple(x.shape)}."
+        raise ValueError(msg)
+
+
+def check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    """Refuse an input that the layer's products cannot take; autocast takes any floating one."""
+    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+        return
+    if x.dtype is not dtype:
+        msg = f"`{name}` must have the parameters' dtype {dtype}, got {x.dtype}."
+        raise ValueError(msg)
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Refuse NaN and infinity where looking costs no device synchronisation."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return
+    finite = torch.isfinite(x)
+    if not finite.all():
+        where = tuple((~finite).nonzero()[0].tolist())
+        msg = (
+            f"`{name}` must be finite, got {int((~finite).sum())} non-finite of {x.numel()} "
+            f"values, the first at index {where}: {x[where].item()}."
+        )
+        raise ValueError(msg)

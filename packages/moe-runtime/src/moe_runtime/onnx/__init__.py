@@ -1,0 +1,9 @@
+"""Export trained mixtures to ONNX models that only compute the selected experts.
+
+Needs the extra: ``pip install "moe-runtime[onnx]"``.
+"""
+
+from moe_runtime.onnx._export import ExportError, export
+from moe_runtime.onnx._verification import Verification
+
+__all__ = ["ExportError", "Verification", "export"]

@@ -1,0 +1,114 @@
+"""The oracle: a loop over rows and experts in float64; and models to compare with it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moe_runtime import (
+    CometRouter,
+    DSelectKRouter,
+    Experts,
+    HashRouter,
+    MixtureOfExperts,
+    MultiGateMixtureOfExperts,
+    Router,
+    TopKRouter,
+)
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2,
+    "identity": lambda x: x,
+    "relu": lambda x: torch.where(x > 0, x, 0),
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+}
+DIM, NUM_IDS = 6, 40
+
+ROUTERS: dict[str, Callable[[int, int], Router]] = {
+    "comet": lambda num_experts, k: CometRouter(DIM, num_experts, k=k),
+    "dselect_k": lambda num_experts, k: DSelectKRouter(DIM, num_experts, k=k),
+    "top_k": lambda num_experts, k: TopKRouter(DIM, num_experts, k=k),
+    "hash": lambda num_experts, _k: HashRouter(NUM_IDS, num_experts),
+}
+TRAINED = sorted(set(ROUTERS) - {"hash"})
+
+
+def awake(router: Router) -> Router:
+    """Give a router the scores of a trained one, some rows saturated, and permuted slots."""
+    with torch.no_grad():
+        for parameter in router.parameters():
+            parameter.normal_(std=0.5)
+    # A rotation by another step in each slot: never the identity, which would hide a
+    # permutation that is not applied, unless every step is a full turn.
+    identity = torch.arange(router.num_experts)
+    orders = [identity.roll(slot + 1) for slot in range(router.num_slots)]
+    router.set_permutation(torch.stack(orders))
+    return router
+
+
+def make_mixture(
+    name: str,
+    num_experts: int = 5,
+    *,
+    k: int = 2,
+    out_features: int = 4,
+    activation: str = "gelu",
+    kernel: str = "auto",
+) -> MixtureOfExperts:
+    """Make a mixture with a router of that name that uses every expert."""
+    experts = Experts(num_experts, (DIM, 7, out_features), activation=activation)
+    return MixtureOfExperts(awake(ROUTERS[name](num_experts, k)), experts, kernel=kernel)
+
+
+def draw_inputs(name: str, *leading: int) -> tuple[Tensor, ...]:
+    """Draw a mixture's input, and ids where its router takes them."""
+    x = torch.randn(*leading, DIM)
+    return (x, torch.randint(NUM_IDS, leading)) if name == "hash" else (x,)
+
+
+def draw_gates(num_gates: int, num_rows: int, num_experts: int) -> Tensor:
+    """Draw signed sparse weights in float64: of several rows the first has no expert.
+
+    Of several experts the last has no row.
+    """
+    weights_GTE = torch.randn(num_gates, num_rows, num_experts, dtype=torch.float64)
+    weights_GTE *= torch.rand(num_gates, num_rows, num_experts) < 0.5
+    weights_GTE[:, : min(1, num_rows - 1)] = 0
+    weights_GTE[:, :, max(1, num_experts - 1) :] = 0
+    return weights_GTE
+
+
+def reference_mixture(
+    x_TD: Tensor, weights_GTE: Tensor, stacks: Sequence[Tensor], activations: Sequence[str]
+) -> Tensor:
+    """Output (G, T, O), one (row, expert) pair after the other; float64 in, float64 out."""
+    num_gates, num_rows, num_experts = weights_GTE.shape
+    rows = []
+    for row in range(num_rows):
+        total_GO = x_TD.new_zeros(num_gates, stacks[-1].shape[-1])
+        for expert in range(num_experts):
+            weights_G = weights_GTE[:, row, expert]
+            if not weights_G.any():
+                continue
+            value = x_TD[row]
+            for layer, activation in enumerate(activations):
+                weight, bias = stacks[2 * layer][expert], stacks[2 * layer + 1][expert]
+                value = ACTIVATIONS[activation](weight @ value + bias)
+            total_GO = total_GO + weights_G[:, None] * value
+        rows.append(total_GO)
+    # Every argument takes part, so that each has a gradient however few pairs there are.
+    nothing = sum((each * 0).sum() for each in (x_TD, weights_GTE, *stacks))
+    empty = x_TD.new_zeros(num_gates, 0, stacks[-1].shape[-1])
+    return (torch.stack(rows, 1) if rows else empty) + nothing
+
+
+def router_of(mixture: MultiGateMixtureOfExperts, gate: int = 0) -> Router:
+    """Router of one gate."""
+    router = mixture.routers[gate]
+    assert isinstance(router, Router)
+    return router
+
+
+def stacks_of(experts: Experts) -> list[nn.Parameter]:
+    """Weight and bias of each layer in turn."""
+    return [stack for layer in experts.layers for stack in layer.parameters()]

@@ -1,0 +1,195 @@
+"""A model that is wrong, or cannot be, is refused, and nothing of it is left behind."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _reference import DIM, make_mixture, router_of
+from torch import Tensor, nn
+
+from moe_runtime import CometRouter, MixtureOfExperts, TopKRouter
+from moe_runtime.onnx import ExportError, Verification, export
+
+for extra in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(extra, reason='needs the extra: pip install "moe-runtime[onnx]"')
+
+OUTPUTS = ["y", "penalty", "weights"]
+
+
+def export_mixture(mixture: nn.Module, folder: Path, **options: Any) -> Verification:
+    given: dict[str, Any] = {
+        "example_inputs": (torch.randn(50, DIM),),
+        "hard": True,
+        "input_names": ["x"],
+        "output_names": OUTPUTS,
+        **options,
+    }
+    return export(mixture, given.pop("example_inputs"), folder, **given)
+
+
+@pytest.fixture
+def mixture() -> MixtureOfExperts:
+    return make_mixture("top_k", 4)
+
+
+def drop_expert(monkeypatch: pytest.MonkeyPatch, expert: int) -> None:
+    """Lower mixtures without one expert's last layer, as a tracer that missed it would."""
+    from moe_runtime.onnx import _lower  # noqa: PLC0415 - the extra
+
+    lower = _lower._mixture
+
+    def wrong(build: Any, x: Any, gates: Any, contents: Any) -> Any:
+        stacks = [stack.copy() for stack in contents.stacks]
+        for stack in stacks[-2:]:
+            stack[expert] = 0
+        return lower(build, x, gates, contents._replace(stacks=stacks))
+
+    monkeypatch.setattr(_lower, "_mixture", wrong)
+
+
+def test_a_model_without_an_expert_is_refused_and_an_earlier_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixture: MixtureOfExperts
+) -> None:
+    export_mixture(mixture, tmp_path)
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    assert sorted(before) == ["model.onnx", "model_info.json"]
+    drop_expert(monkeypatch, 1)
+    with pytest.raises(ExportError, match=r"differs from PyTorch by .* above `tolerance`=0\.0001"):
+        export_mixture(mixture, tmp_path)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+def test_an_expert_that_no_example_reaches_is_verified_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixture: MixtureOfExperts
+) -> None:
+    router = router_of(mixture)
+    assert isinstance(router, TopKRouter)
+    router.set_permutation(torch.arange(4)[None])
+    with torch.no_grad():
+        router.score.bias[1] = -1000
+    drop_expert(monkeypatch, 1)
+    with pytest.raises(ExportError) as caught:
+        export_mixture(mixture, tmp_path)
+    found = re.search(r"'y': ([^,]+),.*per mixture: \(([^,]+),\)", str(caught.value))
+    assert found is not None
+    output_error, mixture_error = map(float, found.groups())
+    # The examples see nothing of it.
+    assert output_error < 1e-6
+    assert mixture_error > 0.1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tolerance_below_rounding_refuses(tmp_path: Path, mixture: MixtureOfExperts) -> None:
+    with pytest.raises(ExportError, match="above `tolerance`=1e-12"):
+        export_mixture(mixture, tmp_path, tolerance=1e-12)
+    assert list(tmp_path.iterdir()) == []
+
+
+class NotANumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture = make_mixture("top_k")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sqrt(self.mixture(x).output)
+
+
+def test_answers_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="differs from PyTorch by nan"):
+        export_mixture(NotANumber(), tmp_path, output_names=["y"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_nan_anywhere_is_the_largest_error(position: int) -> None:
+    errors = [0.5, 0.25, 0.125]
+    errors[position] = np.nan
+    outputs = dict(zip("ab", errors, strict=False))
+    assert np.isnan(Verification((1,), outputs, (errors[2],), 0).largest_error)
+
+
+def test_rows_that_all_lie_on_a_jump_verify_nothing(tmp_path: Path) -> None:
+    mixture = make_mixture("comet", 2, k=1)
+    router = router_of(mixture)
+    assert isinstance(router, CometRouter)
+    with torch.no_grad():
+        router.split.weight.fill_(1.0)
+        router.split.bias.zero_()
+    # Terms that cancel to rounding.
+    x = torch.tensor([[0.1, 0.2, -0.3, 0.7, -0.8, 0.1]]).repeat(5, 1)
+    with pytest.raises(ExportError, match="none of the 5 rows of `example_inputs` can verify"):
+        export_mixture(mixture, tmp_path, example_inputs=(x,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_model_is_left_in_its_mode_and_routing(
+    tmp_path: Path, mixture: MixtureOfExperts
+) -> None:
+    mixture.train()
+    mixture.routers.eval()
+    with pytest.raises(ExportError):
+        export_mixture(mixture, tmp_path, tolerance=1e-12)
+    assert mixture.training
+    assert not mixture.routers.training
+    assert not router_of(mixture).hard
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"input_names": ["x", "ids"]},
+            "`input_names` must name each of the 1 `example_inputs`, got ['x', 'ids'].",
+        ),
+        (
+            {"output_names": ["y"]},
+            "`output_names` must name each of the 3 outputs, got ['y'].",
+        ),
+        (
+            {"example_inputs": (torch.zeros(1, DIM),)},
+            "`example_inputs` must be tensors with the same number of rows >= 2, got [1].",
+        ),
+        ({"example_inputs": (torch.tensor(0.0),)}, "number of rows >= 2, got [0]."),
+        ({"example_inputs": (), "input_names": []}, "number of rows >= 2, got []."),
+        (
+            {
+                "example_inputs": (torch.zeros(2, DIM), torch.zeros(3, DIM)),
+                "input_names": ["x", "z"],
+            },
+            "number of rows >= 2, got [2, 3].",
+        ),
+        (
+            {"example_inputs": (torch.zeros(2, DIM, dtype=torch.float64),)},
+            "`x` must have the parameters' dtype torch.float32, got torch.float64.",
+        ),
+        ({"tolerance": 0.0}, "`tolerance` must be > 0, got 0.0."),
+        ({"tolerance": float("nan")}, "`tolerance` must be > 0, got nan."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_argument_is_refused(
+    tmp_path: Path, mixture: MixtureOfExperts, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export_mixture(mixture, tmp_path / "model", **options)
+    assert not list(tmp_path.glob("model/*"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_model_of_another_dtype_is_refused(
+    tmp_path: Path, mixture: MixtureOfExperts, dtype: torch.dtype
+) -> None:
+    message = rf"`model` must be float32 and on the CPU.*experts.layers.0.bias is {dtype} on cpu"
+    with pytest.raises(ValueError, match=message):
+        export_mixture(mixture.to(dtype), tmp_path)
+
+
+def test_a_model_that_shares_a_folder_with_other_files_leaves_them(
+    tmp_path: Path, mixture: MixtureOfExperts
+) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    export_mixture(mixture, tmp_path)
+    assert (tmp_path / "labels.txt").read_text() == "a\nb\n"

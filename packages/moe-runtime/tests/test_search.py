@@ -1,0 +1,141 @@
+"""The search finds planted permutations, keeps only confirmed gains, and trains nothing."""
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+from _reference import DIM, ROUTERS, awake, draw_inputs, make_mixture, router_of
+from torch import Tensor
+
+from moe_runtime import Experts, MultiGateMixtureOfExperts, search_permutation
+
+NUM_ROWS = 800
+
+
+def squared_loss(targets: Tensor) -> Any:
+    return lambda output, rows: (output - targets[rows]).square().mean(-1)
+
+
+def planted(name: str, num_experts: int = 5) -> tuple[MultiGateMixtureOfExperts, Tensor, Tensor]:
+    """Make a two-gate mixture, and its own outputs as targets, before slots are shuffled."""
+    routers = [awake(ROUTERS[name](num_experts, 2)) for _ in range(2)]
+    mixture = MultiGateMixtureOfExperts(routers, Experts(num_experts, (DIM, 4)))
+    with torch.no_grad():
+        for parameter in mixture.experts.parameters():
+            parameter.normal_()
+    x = torch.randn(NUM_ROWS, DIM)
+    return mixture, x, mixture(x).output[1].detach()
+
+
+@pytest.mark.parametrize("name", ["comet", "dselect_k", "top_k"])
+def test_recovers_the_loss_that_a_shuffle_had_cost(name: str) -> None:
+    mixture, x, targets = planted(name)
+    router = router_of(mixture, 1)
+    router.set_permutation(torch.stack([torch.randperm(5) for _ in router.permutation]))
+
+    def loss() -> float:
+        return float((mixture(x).output[1].detach() - targets).square().mean())
+
+    shuffled = loss()
+    result = search_permutation(mixture, 1, x, squared_loss(targets))
+    assert result.confirmation is not None
+    assert result.confirmation.accepted
+    assert torch.equal(router.permutation, torch.from_numpy(result.permutation))
+    # A local optimum may be short of the planted one; most of the loss must be gone.
+    assert loss() < 0.05 * shuffled
+    assert result.cost_before == pytest.approx(shuffled, rel=0.2)
+
+
+def test_changes_the_permutation_of_that_gate_and_nothing_else() -> None:
+    mixture, x, targets = planted("comet")
+    router = router_of(mixture, 1)
+    router.set_permutation(router.permutation.flip(-1))
+    before = copy.deepcopy(mixture.state_dict())
+    search_permutation(mixture, 1, x, squared_loss(targets))
+    changed = [n for n, each in mixture.state_dict().items() if not torch.equal(each, before[n])]
+    assert changed == ["routers.1.permutation"]
+    assert all(parameter.grad is None for parameter in mixture.parameters())
+
+
+def test_a_gain_that_other_rows_do_not_confirm_changes_nothing() -> None:
+    mixture, x, _ = planted("comet")
+    before = router_of(mixture).permutation.clone()
+    # The searched half has targets of a relabelled mixture, the other half of this one.
+    targets = mixture(x).output[0].detach()
+    router_of(mixture).set_permutation(before.flip(-1))
+    targets[: NUM_ROWS // 2] = mixture(x[: NUM_ROWS // 2]).output[0].detach()
+    router_of(mixture).set_permutation(before)
+    result = search_permutation(mixture, 0, x, squared_loss(targets))
+    assert result.stop_reason == "not_confirmed"
+    assert result.confirmation is not None
+    assert not result.confirmation.accepted
+    assert torch.equal(router_of(mixture).permutation, before)
+
+
+def test_a_gain_below_the_asked_standard_errors_changes_nothing() -> None:
+    mixture, x, targets = planted("comet")
+    router_of(mixture, 1).set_permutation(router_of(mixture, 1).permutation.flip(-1))
+    before = router_of(mixture, 1).permutation.clone()
+    loss = squared_loss(targets)
+    result = search_permutation(mixture, 1, x, loss, num_standard_errors=1e6)
+    assert result.stop_reason == "not_confirmed"
+    assert torch.equal(router_of(mixture, 1).permutation, before)
+
+
+def test_the_loss_sees_rows_in_the_dtype_of_the_input_and_their_numbers() -> None:
+    mixture = make_mixture("comet").double()
+    x = torch.randn(40, DIM, dtype=torch.float64)
+    seen: list[Tensor] = []
+
+    def row_loss(output: Tensor, rows: Tensor) -> Tensor:
+        assert output.dtype == torch.float64
+        assert output.shape == (len(rows), 4)
+        seen.append(rows)
+        return output.square().sum(-1)
+
+    search_permutation(mixture, 0, x, row_loss, confirm_share=0.25)
+    assert set(torch.cat(seen).tolist()) == set(range(40))
+
+
+def test_a_hash_gate_is_searched_by_its_ids() -> None:
+    mixture = make_mixture("hash")
+    x, ids = draw_inputs("hash", 400)
+    targets = mixture(x, ids).output.detach()
+    router_of(mixture).set_permutation(router_of(mixture).permutation.flip(-1))
+    search_permutation(mixture, 0, x, squared_loss(targets), router_input=ids)
+    # One expert a row makes the search exact.
+    assert torch.equal(mixture(x, ids).output, targets)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2])
+def test_too_few_rows_to_confirm_change_nothing(num_rows: int) -> None:
+    mixture = make_mixture("comet")
+    before = router_of(mixture).permutation.clone()
+    result = search_permutation(mixture, 0, torch.randn(num_rows, DIM), lambda o, _: o.sum(-1))
+    assert result.confirmation is not None
+    assert not result.confirmation.accepted
+    assert torch.equal(router_of(mixture).permutation, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gate": 1}, "`gate` must be in [0, 0], got 1."),
+        ({"gate": -1}, "`gate` must be in [0, 0], got -1."),
+        ({"confirm_share": 0.0}, "`confirm_share` must be in (0, 1), got 0.0."),
+        ({"confirm_share": 1.0}, "`confirm_share` must be in (0, 1), got 1.0."),
+        ({"num_standard_errors": -1.0}, "`num_standard_errors` must be"),
+        ({"x": torch.zeros(DIM)}, "`x` must have shape (T, 6), got (6,)."),
+        ({"x": torch.zeros(2, 3, DIM)}, "`x` must have shape (T, 6), got (2, 3, 6)."),
+        ({"x": torch.zeros(3, 5)}, "`x` must have shape (T, 6), got (3, 5)."),
+        ({"x": torch.full((3, DIM), torch.nan)}, "`x` must be finite, got 18 non-finite"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_argument_is_refused(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"gate": 0, "x": torch.zeros(8, DIM), **options}
+    gate, x = given.pop("gate"), given.pop("x")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        search_permutation(make_mixture("comet"), gate, x, lambda o, _: o.sum(-1), **given)
