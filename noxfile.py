@@ -1,0 +1,199 @@
+"""Every check of the four packages, as a session. Plain `nox` runs all that must pass."""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+nox.needs_version = ">=2025.2.9"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = [
+    "lint", "types", "tests", "interop", "lowest", "wheels", "docs", "quickstart",
+]  # fmt: skip
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+# Each package after those that it needs.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "gates": (),
+    "localsearch": (),
+    "moe-runtime": ("gates", "localsearch"),
+    "benchmarks": ("gates", "localsearch", "moe-runtime"),
+}
+PACKAGES = tuple(NEEDS)
+# What an installation must not bring along, because the package does not declare it.
+UNDECLARED = {
+    "gates": ("jax", "numpy", "scipy", "torch"),
+    "localsearch": ("jax", "torch"),
+    "moe-runtime": ("jax", "matplotlib", "onnx", "onnxruntime", "sklearn"),
+    "benchmarks": ("jax", "transformers"),
+}
+
+
+def folder(package: str) -> Path:
+    """Return the folder of a package, relative to the root."""
+    return Path("packages") / package
+
+
+def module(package: str) -> str:
+    """Return the name by which a package is imported."""
+    return next((ROOT / folder(package) / "src").glob("*/__init__.py")).parent.name
+
+
+def distribution(package: str) -> str:
+    """Return the name by which a package is installed."""
+    name: str = nox.project.load_toml(folder(package) / "pyproject.toml")["project"]["name"]
+    return name
+
+
+def group(package: str, *names: str) -> list[str]:
+    """List the requirements of some of a package's dependency groups."""
+    table = nox.project.load_toml(folder(package) / "pyproject.toml")
+    return list(nox.project.dependency_groups(table, *names))
+
+
+def install(
+    session: nox.Session,
+    *packages: str,
+    requirements: Iterable[str] = (),
+    constraints: Path = CONSTRAINTS,
+) -> None:
+    """Install packages from their folders, with what they declare, at the tested versions."""
+    needed = dict.fromkeys(each for name in packages for each in (*NEEDS[name], name))
+    folders = [f"./{folder(each).as_posix()}" for each in needed]
+    session.install(*folders, *requirements, "--constraint", str(constraints))
+
+
+def run_tests(session: nox.Session, package: str, *options: str) -> None:
+    """Run a package's tests against what is installed."""
+    session.run("pytest", str(folder(package) / "tests"), *options, *session.posargs)
+
+
+@nox.session(tags=["quick"])
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, and which package may import which."""
+    session.install("ruff", "import-linter", "--constraint", str(CONSTRAINTS))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    sources = ":".join(str(ROOT / folder(package) / "src") for package in PACKAGES)
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": sources})
+
+
+@nox.session(tags=["quick"])
+def types(session: nox.Session) -> None:
+    """Check types strictly: all sources in one run, then the tests of each package."""
+    tests = [requirement for package in PACKAGES for requirement in group(package, "test")]
+    install(session, *PACKAGES, requirements=["mypy", "scipy-stubs", *tests])
+    session.run("mypy", *(str(folder(package) / "src") for package in PACKAGES))
+    for package in PACKAGES:
+        session.run("mypy", str(folder(package) / "tests"))
+
+
+@nox.session(tags=["quick"])
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def tests(session: nox.Session, package: str) -> None:
+    """Test one package with nothing installed but what it declares, then with its extras."""
+    install(session, package, requirements=group(package, "test"))
+    run_tests(session, package)
+    if package == "moe-runtime":
+        session.install(f"./{folder(package)}[onnx]", "--constraint", str(CONSTRAINTS))
+        run_tests(session, package, "-k", "onnx")
+
+
+@nox.session
+@nox.parametrize("package", ["gates", "localsearch"], ids=["gates", "localsearch"])
+def interop(session: nox.Session, package: str) -> None:
+    """Test one package again on the large array libraries."""
+    install(session, package, requirements=group(package, "test", "interop"))
+    run_tests(session, package)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Test all packages at the lowest versions that they declare."""
+    constraints = Path(session.create_tmp()) / "constraints-lowest.txt"
+    constraints.write_text("".join(f"{line}\n" for line in lowest_versions()))
+    requirements = [requirement for package in PACKAGES for requirement in group(package, "test")]
+    install(session, *PACKAGES, requirements=requirements, constraints=constraints)
+    for package in PACKAGES:
+        run_tests(session, package)
+
+
+def lowest_versions() -> list[str]:
+    """Pin each declared dependency to its lower bound, the highest where several declare it."""
+    lowest: dict[str, Version] = {}
+    for package in PACKAGES:
+        table = nox.project.load_toml(folder(package) / "pyproject.toml")
+        extras = table["project"].get("optional-dependencies", {}).values()
+        declared = [*table["project"]["dependencies"], *(each for some in extras for each in some)]
+        for requirement in map(Requirement, [*declared, *group(package, "test")]):
+            for specifier in requirement.specifier:
+                name, bound = canonicalize_name(requirement.name), Version(specifier.version)
+                if specifier.operator == ">=":
+                    lowest[name] = max(bound, lowest.get(name, bound))
+    return [f"{name}=={version}" for name, version in sorted(lowest.items())]
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def wheels(session: nox.Session, package: str) -> None:
+    """Install one wheel in an empty environment: what it brings, and its tests against it."""
+    wheelhouse = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheelhouse, ignore_errors=True)
+    session.install("build", "--constraint", str(CONSTRAINTS))
+    for each in (*NEEDS[package], package):
+        session.run("python", "-m", "build", "--outdir", str(wheelhouse), str(folder(each)))
+    empty = wheelhouse.parent / "empty"
+    shutil.rmtree(empty, ignore_errors=True)
+    session.run("python", "-m", "venv", str(empty))
+    python = str(next(empty.glob("*/python*")))
+
+    def pip(*arguments: str) -> None:
+        options = ["--find-links", str(wheelhouse), "--constraint", str(CONSTRAINTS)]
+        session.run(python, "-m", "pip", "install", "-q", *options, *arguments, external=True)
+
+    pip(distribution(package))
+    absent = f"""
+import importlib.util, {module(package)} as installed
+brought = [name for name in {UNDECLARED[package]} if importlib.util.find_spec(name)]
+assert not brought, f"{distribution(package)} brings {{brought}}"
+assert "site-packages" in installed.__file__, installed.__file__
+print("{distribution(package)}", installed.__version__, "brings only what it declares")
+"""
+    session.run(python, "-c", absent, external=True)
+    pip(*group(package, "test"))
+    session.run(
+        python, "-m", "pytest", str(folder(package) / "tests"), *session.posargs, external=True
+    )
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run every example in the READMEs, and check the commands in them."""
+    install(session, *PACKAGES, requirements=["pytest", "pytest-markdown-docs"])
+    readmes = [str(folder(package) / "README.md") for package in PACKAGES]
+    session.run("pytest", "--markdown-docs", "README.md", "docs", *readmes)
+    commands = re.findall(r"nox -s (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    for command in commands:
+        if command not in globals():
+            session.error(f"README.md names the nox session {command!r}, which does not exist.")
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Learn, search, export, serve and report on real data; `--` passes options on."""
+    install(session, "benchmarks")
+    session.run("moe-bench", "quickstart", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the speed of sparse execution and of the gates; writes bench/results."""
+    install(session, "benchmarks")
+    for script in sorted(ROOT.glob("packages/*/bench/*.py")):
+        session.run("python", str(script.relative_to(ROOT)), *session.posargs)

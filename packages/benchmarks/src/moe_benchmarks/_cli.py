@@ -1,0 +1,91 @@
+"""The `moe-bench` command."""
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+import moe_benchmarks
+from moe_benchmarks._files import DamagedFileError
+from moe_benchmarks._quickstart import FolderInUseError, run_quickstart
+from moe_benchmarks._settings import QuickstartSettings
+from moe_runtime import CheckpointError
+from moe_runtime.onnx import ExportError
+
+DEFAULTS = QuickstartSettings()
+# What can go wrong outside the program; anything else is a bug and shows its traceback.
+EXPECTED_ERRORS = (CheckpointError, DamagedFileError, ExportError, FolderInUseError, OSError)
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Experiments with sparse mixtures of experts."""
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(moe_benchmarks.__version__)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the report, the models and the results.")
+    ] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = DEFAULTS.seed,
+    num_seeds: Annotated[int, typer.Option(help="Models a gate.")] = DEFAULTS.num_seeds,
+    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = DEFAULTS.epochs,
+    num_experts: Annotated[int, typer.Option(help="Experts.")] = DEFAULTS.num_experts,
+    k: Annotated[int, typer.Option("--k", help="Experts a row.")] = DEFAULTS.k,
+    num_train: Annotated[int, typer.Option(help="Training rows.")] = DEFAULTS.num_train,
+    num_validation: Annotated[int, typer.Option(help="Validation rows.")] = DEFAULTS.num_validation,
+    num_test: Annotated[int, typer.Option(help="Test rows.")] = DEFAULTS.num_test,
+    search_epoch: Annotated[
+        int, typer.Option(help="Epochs before the permutation search of COMET+.")
+    ] = DEFAULTS.search_epoch,
+    search_rows: Annotated[
+        int, typer.Option(help="Training rows for that search; half of them confirm it.")
+    ] = DEFAULTS.search_rows,
+) -> None:
+    """Learn, search, export and time sparse mixtures of experts on handwritten digits.
+
+    Two digits overlaid in one picture are two tasks; five gates route both over one set of
+    experts. Writes report.html, which holds everything. Stop it at any time with Ctrl-C: the
+    same command continues where it stopped.
+    """
+    try:
+        settings = QuickstartSettings(
+            seed=seed,
+            num_seeds=num_seeds,
+            epochs=epochs,
+            num_experts=num_experts,
+            k=k,
+            num_train=num_train,
+            num_validation=num_validation,
+            num_test=num_test,
+            search_epoch=search_epoch,
+            search_rows=search_rows,
+        )
+    except ValueError as error:
+        _fail(str(error))
+    console = Console()
+    try:
+        report = run_quickstart(settings, out, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"stopped; what is done is in {out}. The same command continues it.", soft_wrap=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    except EXPECTED_ERRORS as error:
+        _fail(str(error))
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)

@@ -1,0 +1,38 @@
+"""JSON files that are whole or absent, however a run ends."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class DamagedFileError(ValueError):
+    """A file in the output folder cannot be read."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its name and rename it, so that a kill leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever was written
+    """Read JSON, naming the file where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is damaged ({error}); delete it and run again."
+        raise DamagedFileError(msg) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete half-written files of a run that was killed."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,155 @@
+"""Figures of the report, each an SVG element of its own."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from moe_benchmarks._latency import ALL_EXPERTS, SERVED, SPARSE
+from moe_benchmarks._results import Result
+from moe_benchmarks._two_digits import NUM_CLASSES, TASKS
+
+# Okabe and Ito's colours, which people with any colour vision tell apart.
+COLORS = {
+    "Hash": "#999999",
+    "Top-k": "#0072B2",
+    "DSelect-k": "#E69F00",
+    "COMET": "#009E73",
+    "COMET+": "#D55E00",
+    ALL_EXPERTS: "#999999",
+    SPARSE: "#0072B2",
+    SERVED: "#D55E00",
+}
+TASK_MARKERS = ("o", "s")
+SIZE = (5.2, 3.4)  # inches; about the width of half a desktop page, or of a phone
+STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and copied
+}
+
+
+def loss_curves(reported: dict[str, list[Result]]) -> str:
+    """Draw the validation loss (hard) and training loss over the epochs, mean over seeds."""
+    with figure_named("loss") as figure:
+        axes = figure.subplots()
+        for gate, results in reported.items():
+            for key, style in (("validation_loss_hard", "-"), ("train_loss", ":")):
+                curve = _history(results, key)
+                label = gate if style == "-" else None
+                _line(axes, curve.mean(0), label=label, linestyle=style, color=COLORS[gate])
+        axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
+        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axes.legend()
+    return to_svg(figure, "loss")
+
+
+def experts_per_row(reported: dict[str, list[Result]]) -> str:
+    """Draw the experts used a row as trained, over the epochs, mean and range of the seeds."""
+    with figure_named("experts") as figure:
+        axes = figure.subplots()
+        for gate, results in reported.items():
+            curve = _history(results, "experts_per_row")
+            _line(axes, curve.mean(0), label=gate, color=COLORS[gate])
+            epochs = np.arange(1, curve.shape[1] + 1)
+            axes.fill_between(epochs, curve.min(0), curve.max(0), color=COLORS[gate], alpha=0.15)
+        axes.set(xlabel="epoch", ylabel="experts used a row", yscale="log")
+        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axes.legend()
+    return to_svg(figure, "experts")
+
+
+def accuracy(reported: dict[str, list[Result]]) -> str:
+    """Draw the test accuracy of each gate and task with hard routing, a mark for each seed."""
+    with figure_named("accuracy") as figure:
+        axes = figure.subplots()
+        for row, (gate, results) in enumerate(reported.items()):
+            for task, name in enumerate(TASKS):
+                values = [100 * r["metrics"]["test_hard"]["accuracy"][task] for r in results]
+                height = row + 0.15 * (2 * task - 1)
+                style: dict[str, Any] = {"marker": TASK_MARKERS[task], "color": COLORS[gate]}
+                axes.plot(
+                    values, [height] * len(values), linestyle="", alpha=0.35, markersize=5, **style
+                )
+                mean = sum(values) / len(values)
+                axes.plot(mean, height, markersize=8, label=name if row == 0 else None, **style)
+        axes.set_yticks(range(len(reported)), list(reported))
+        axes.invert_yaxis()
+        axes.set(xlabel="test accuracy (%), hard routing")
+        axes.legend(loc="lower left", title="digit")
+    return to_svg(figure, "accuracy")
+
+
+def load_by_class(result: Result, task: int) -> str:
+    """Draw the share of each digit's rows that uses each expert."""
+    load = np.asarray(result["load_by_class"][task])
+    with figure_named(f"load{task}") as figure:
+        axes = figure.subplots()
+        mesh = axes.pcolormesh(load, cmap="Blues", vmin=0, vmax=1, edgecolors="white")
+        axes.set_xticks(
+            np.arange(load.shape[1]) + 0.5, [str(expert) for expert in range(load.shape[1])]
+        )
+        axes.set_yticks(np.arange(NUM_CLASSES) + 0.5, [str(digit) for digit in range(NUM_CLASSES)])
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.invert_yaxis()
+        axes.set(xlabel="expert", ylabel=f"{TASKS[task]} digit")
+        figure.colorbar(mesh, label="share of rows", format="{x:.0%}")
+    return to_svg(figure, f"load{task}")
+
+
+def latency(measured: dict[str, Any]) -> str:
+    """Draw milliseconds a call by batch size."""
+    with figure_named("latency") as figure:
+        axes = figure.subplots()
+        for name, values in measured["milliseconds"].items():
+            axes.plot(measured["batch_sizes"], values, marker="o", label=name, color=COLORS[name])
+        axes.set(xlabel="rows a call", ylabel="milliseconds a call", xscale="log", yscale="log")
+        axes.set_xticks(measured["batch_sizes"], measured["batch_sizes"])
+        axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axes.legend()
+    return to_svg(figure, "latency")
+
+
+def _history(results: Sequence[Result], key: str) -> np.ndarray[Any, Any]:
+    return np.asarray([[epoch[key] for epoch in result["history"]] for result in results])
+
+
+def _line(axes: Axes, values: np.ndarray[Any, Any], **style: Any) -> None:  # noqa: ANN401
+    axes.plot(np.arange(1, len(values) + 1), values, **style)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+
+
+@contextmanager
+def figure_named(name: str, size: tuple[float, float] = SIZE) -> Iterator[Figure]:
+    """Make a figure in the report's style; the name keeps its SVG ids its own."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        yield Figure(figsize=size)
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """Return a figure as an SVG element that scales with the page."""
+    buffer = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    element = text[text.index("<svg") :]
+    # The style sheets and ids of several figures share one page.
+    element = re.sub(r'(id="|"#|url\(#)(?=[A-Za-z])', rf"\g<1>{name}-", element)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", element, count=1)

@@ -1,0 +1,212 @@
+"""Train one model: resumable at every epoch, and the same numbers however often interrupted."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from moe_benchmarks._gates import Gate, build_model, router_input
+from moe_benchmarks._model import Prediction, TwoTaskModel
+from moe_benchmarks._settings import QuickstartSettings
+from moe_benchmarks._two_digits import TASKS, Split, TwoDigits
+from moe_runtime import (
+    Router,
+    hard_routing,
+    load_checkpoint,
+    load_tensors,
+    load_training_tensors,
+    save_checkpoint,
+    search_permutation,
+    training_tensors,
+)
+
+# A run's checkpoint, and the prefix of the best epoch's weights in it.
+CHECKPOINT = "checkpoint.safetensors"
+BEST = "best."
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of training looked like."""
+
+    train_loss: float  # mean over its batches, penalty left out, in nats
+    validation_loss: float  # after it, as trained, in nats
+    validation_loss_hard: float  # after it, with hard routing, in nats
+    experts_per_row: float  # after it, on the validation rows, mean over rows and tasks
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the permutation search of one task did."""
+
+    task: str
+    cost_before: float  # mean loss on the search rows, in nats
+    cost_after: float
+    gain: float  # mean paired gain on the confirmation rows, in nats
+    standard_error: float
+    accepted: bool
+    num_moved: int  # positions that stand for another expert than before
+
+
+@dataclass
+class TrainedModel:
+    """A trained model at its best epoch, and how it came about."""
+
+    model: TwoTaskModel
+    history: list[Epoch]
+    searches: list[Search]
+    best_epoch: int  # 0-based
+
+
+def task_loss(prediction: Prediction, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats, mean over rows and tasks."""
+    losses = [
+        F.cross_entropy(logits, labels[:, task]) for task, logits in enumerate(prediction.logits)
+    ]
+    return torch.stack(losses).mean()
+
+
+def train(
+    gate: Gate,
+    settings: QuickstartSettings,
+    seed: int,
+    data: TwoDigits,
+    folder: Path,
+    *,
+    on_epoch: Callable[[int, Epoch], None],
+) -> TrainedModel:
+    """Train to the last epoch, continuing from the checkpoint in `folder` if there is one.
+
+    Returns the weights of the epoch with the lowest validation loss with hard routing, since
+    that is how the model is served.
+    """
+    model = build_model(gate, settings, seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    history: list[Epoch] = []
+    searches: list[Search] = []
+    path = folder / CHECKPOINT
+    if path.exists():
+        history, searches, best = _resume(path, model, optimizer)
+    for done, epoch in enumerate(history):
+        on_epoch(done, epoch)
+    for number in range(len(history), settings.epochs):
+        order = _order(settings, seed, number)
+        if gate.is_searched and number == settings.search_epoch:
+            searches = _search(model, data.train, order[: settings.search_rows])
+        train_loss = _train_epoch(model, optimizer, gate, data.train, order, settings.batch_size)
+        history.append(Epoch(train_loss, *_validate(model, gate, data.validation)))
+        if _best_epoch(history) == number:
+            best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        tensors = training_tensors(model, optimizer)
+        tensors |= {BEST + name: tensor for name, tensor in best.items()}
+        state = {
+            "history": [asdict(epoch) for epoch in history],
+            "searches": [asdict(search) for search in searches],
+        }
+        save_checkpoint(path, tensors, settings=state)
+        on_epoch(number, history[-1])
+    load_tensors(model, best)
+    model.eval()
+    return TrainedModel(model, history, searches, _best_epoch(history))
+
+
+def best_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the weights of the best epoch from a run's checkpoint."""
+    return {
+        name.removeprefix(BEST): tensor for name, tensor in tensors.items() if name.startswith(BEST)
+    }
+
+
+def _resume(
+    path: Path, model: TwoTaskModel, optimizer: torch.optim.Optimizer
+) -> tuple[list[Epoch], list[Search], dict[str, Tensor]]:
+    tensors, state = load_checkpoint(path)
+    state_now = {name: each for name, each in tensors.items() if not name.startswith(BEST)}
+    load_training_tensors(model, optimizer, state_now)
+    history = [Epoch(**epoch) for epoch in state["history"]]
+    searches = [Search(**search) for search in state["searches"]]
+    return history, searches, best_tensors(tensors)
+
+
+def _best_epoch(history: list[Epoch]) -> int:
+    return min(range(len(history)), key=lambda number: history[number].validation_loss_hard)
+
+
+def _order(settings: QuickstartSettings, seed: int, epoch: int) -> Tensor:
+    """Order of the training rows; a function of the seed and the epoch, so it resumes."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    return torch.randperm(settings.num_train, generator=generator)
+
+
+def _train_epoch(
+    model: TwoTaskModel,
+    optimizer: torch.optim.Optimizer,
+    gate: Gate,
+    split: Split,
+    order: Tensor,
+    batch_size: int,
+) -> float:
+    model.train()
+    by = router_input(gate, split)
+    total = 0.0
+    for rows in torch.split(order, batch_size):
+        prediction = model(split.pixels[rows], by[rows])
+        loss = task_loss(prediction, split.labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        (loss + prediction.penalty).backward()
+        optimizer.step()
+        total += loss.item() * len(rows)
+    return total / len(order)
+
+
+@torch.no_grad()
+def _validate(model: TwoTaskModel, gate: Gate, split: Split) -> tuple[float, float, float]:
+    model.eval()
+    prediction = model(split.pixels, router_input(gate, split))
+    experts_per_row = (prediction.weights_GTE != 0).sum(-1).double().mean().item()
+    with hard_routing(model):
+        hard = model(split.pixels, router_input(gate, split))
+    return (
+        task_loss(prediction, split.labels).item(),
+        task_loss(hard, split.labels).item(),
+        experts_per_row,
+    )
+
+
+def _search(model: TwoTaskModel, split: Split, rows: Tensor) -> list[Search]:
+    """Search each task's permutations on some training rows, and set what is confirmed."""
+    model.eval()
+    labels = split.labels[rows]
+    found = []
+    for task, (name, head, router) in enumerate(
+        zip(TASKS, model.heads, model.mixture.routers, strict=True)
+    ):
+
+        def row_loss(
+            output: Tensor,
+            some: Tensor,
+            head: nn.Module = head,
+            task: int = task,
+        ) -> Tensor:
+            return F.cross_entropy(head(output), labels[some, task], reduction="none")
+
+        assert isinstance(router, Router)
+        before = router.permutation.clone()
+        result = search_permutation(model.mixture, task, split.pixels[rows], row_loss)
+        assert result.confirmation is not None
+        found.append(
+            Search(
+                task=name,
+                cost_before=result.cost_before,
+                cost_after=result.cost_after,
+                gain=result.confirmation.gain,
+                standard_error=result.confirmation.standard_error,
+                accepted=bool(result.confirmation.accepted),
+                num_moved=int(torch.ne(router.permutation, before).sum()),
+            )
+        )
+    return found

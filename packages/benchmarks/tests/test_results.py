@@ -1,0 +1,69 @@
+import copy
+from typing import Any
+
+import pytest
+
+from moe_benchmarks._gates import TRAINED_GATES
+from moe_benchmarks._report._findings import search_finding, speed_finding
+from moe_benchmarks._results import best_to_serve, mean_of, reported_results, validation_loss
+
+
+def result(gate: str, seed: int, loss: float) -> dict[str, Any]:
+    metrics = {
+        f"{split}_{routing}": {"loss": loss, "accuracy": [0.5, 0.75]}
+        for split in ("validation", "test")
+        for routing in ("trained", "hard")
+    }
+    searches = [{"accepted": True}] if gate == "COMET searched" else []
+    return {"gate": gate, "seed": seed, "metrics": metrics, "searches": searches}
+
+
+def results(comet: list[float], searched: list[float]) -> list[dict[str, Any]]:
+    losses = {"COMET": comet, "COMET searched": searched}
+    return [
+        result(gate.name, seed, losses.get(gate.name, [9.0] * len(comet))[seed])
+        for gate in TRAINED_GATES
+        for seed in range(len(comet))
+    ]
+
+
+def test_comet_plus_is_never_worse_than_comet_in_validation_loss() -> None:
+    reported = reported_results(results([0.3, 0.3, 0.3], [0.2, 0.4, 0.3]))
+    assert [validation_loss(each) for each in reported["COMET+"]] == [0.2, 0.3, 0.3]
+    assert [each["gate"] for each in reported["COMET+"]] == ["COMET searched", "COMET", "COMET"]
+
+
+def test_the_lowest_validation_loss_is_served() -> None:
+    assert validation_loss(best_to_serve(reported_results(results([0.3], [0.2])))) == 0.2
+
+
+def test_the_finding_says_so_when_the_search_gains_nothing() -> None:
+    assert "no better, and no worse" in search_finding(results([0.3, 0.3], [0.4, 0.3]))
+
+
+def test_the_finding_says_what_the_search_gains() -> None:
+    text = search_finding(results([0.3, 0.3], [0.2, 0.4]))
+    assert "lower validation loss for 1 of 2 seeds" in text
+    assert "0.0500 nats better" in text
+
+
+def test_choosing_does_not_change_the_results() -> None:
+    before = results([0.3], [0.2])
+    after = copy.deepcopy(before)
+    reported_results(after)
+    assert after == before
+
+
+def test_the_speed_finding_follows_the_times() -> None:
+    times = {"PyTorch, all experts": [1.0, 8.0], "PyTorch, selected": [2.0, 2.0]}
+    times["ONNX Runtime, selected"] = [0.5, 16.0]
+    text = speed_finding({"milliseconds": times, "batch_sizes": [1, 100]})
+    assert "On 100 rows" in text
+    assert "4.0 times as fast" in text
+    assert "0.5 times as fast" in text
+    assert "2.0 times as fast as PyTorch with all experts" in text
+
+
+def test_the_mean_of_one_seed_has_no_error() -> None:
+    assert mean_of([2.0]) == (2.0, 0.0)
+    assert mean_of([1.0, 3.0]) == pytest.approx((2.0, 1.0))
