@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from moe_benchmarks._gates import TRAINED_GATES
-from moe_benchmarks._report._findings import search_finding, speed_finding
+from moe_benchmarks._report._findings import gate_finding, search_finding, speed_finding
 from moe_benchmarks._results import best_to_serve, mean_of, reported_results, validation_loss
 
 
@@ -45,6 +45,23 @@ def test_the_finding_says_what_the_search_gains() -> None:
     text = search_finding(results([0.3, 0.3], [0.2, 0.4]))
     assert "lower validation loss for 1 of 2 seeds" in text
     assert "0.0500 nats better" in text
+
+
+def test_the_finding_says_when_another_gate_is_ahead() -> None:
+    every = results([10.0, 10.1, 10.2], [10.0, 10.1, 10.2])
+    text = gate_finding(reported_results(every))
+    assert "lowest validation loss here, not COMET+" in text
+    assert "COMET+ is 1.100 ± 0.058 nats behind, seed by seed" in text
+
+
+def test_the_finding_calls_chance_chance() -> None:
+    text = gate_finding(reported_results(results([8.0, 9.9], [8.0, 9.9])))
+    assert text.startswith("COMET+ has the lowest validation loss here")
+    assert "not more than chance" in text
+
+
+def test_one_seed_tells_no_gates_apart() -> None:
+    assert "one seed" in gate_finding(reported_results(results([0.1], [0.1])))
 
 
 def test_choosing_does_not_change_the_results() -> None:

@@ -7,6 +7,9 @@ from moe_benchmarks._gates import COMET, COMET_PLUS, COMET_SEARCHED
 from moe_benchmarks._latency import ALL_EXPERTS, SERVED, SPARSE
 from moe_benchmarks._results import Mean, Result, mean_of, reported_results, validation_loss
 
+# Standard errors from which on a difference is called one.
+APART = 2.0
+
 
 class GateRow(NamedTuple):
     """One row of the table of gates; means over seeds with standard errors."""
@@ -42,6 +45,29 @@ def gate_row(name: str, results: list[Result]) -> GateRow:
         experts_hard=mean_of(metric("test_hard", "experts_per_row")),
         most_experts_hard=max(metric("test_hard", "most_experts")),
     )
+
+
+def gate_finding(reported: dict[str, list[Result]]) -> str:
+    """Say which gate has the lowest validation loss, and whether COMET+ is apart from it."""
+    # COMET itself is never ahead of COMET+, which is one of the two.
+    losses = {
+        gate: [validation_loss(each) for each in some]
+        for gate, some in reported.items()
+        if gate != COMET.name
+    }
+    best, second = sorted(losses, key=lambda gate: fmean(losses[gate]))[:2]
+    behind = second if best == COMET_PLUS else COMET_PLUS
+    lead = f"{best} has the lowest validation loss here"
+    lead += "" if best == COMET_PLUS else f", not {COMET_PLUS}"
+    pairs = zip(losses[behind], losses[best], strict=True)
+    difference = mean_of([more - less for more, less in pairs])
+    text = (
+        f"{lead}: {behind} is {difference.value:.3f} ± {difference.standard_error:.3f} nats behind"
+    )
+    if len(losses[best]) == 1:
+        return f"{text}, on one seed, which cannot tell them apart."
+    apart = difference.value > APART * difference.standard_error
+    return f"{text}{'' if apart else ', which is not more than chance'}, seed by seed."
 
 
 def search_finding(results: list[Result]) -> str:

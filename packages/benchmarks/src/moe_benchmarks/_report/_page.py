@@ -5,7 +5,7 @@ from typing import Any
 import jinja2
 
 from moe_benchmarks._report import _figures
-from moe_benchmarks._report._findings import gate_row, search_finding, speed_finding
+from moe_benchmarks._report._findings import gate_finding, gate_row, search_finding, speed_finding
 from moe_benchmarks._report._tree import tree
 from moe_benchmarks._results import Mean, Result, best_to_serve, comet_to_draw, reported_results
 from moe_benchmarks._settings import QuickstartSettings
@@ -39,6 +39,7 @@ def render_report(
         export=export,
         latency=latency,
         results=results,
+        gate_finding=gate_finding(reported),
         search_finding=search_finding(results),
         speed_finding=speed_finding(latency),
         figures={
