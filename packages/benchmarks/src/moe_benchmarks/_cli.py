@@ -73,7 +73,7 @@ def quickstart(
         )
     except ValueError as error:
         _fail(str(error))
-    console = Console()
+    console = Console(markup=False, highlight=False)
     try:
         report = run_quickstart(settings, out, console)
     except KeyboardInterrupt:
