@@ -1,7 +1,6 @@
 """Every check of the four packages, as a session. Plain `nox` runs all that must pass."""
 
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -139,37 +138,24 @@ def lowest_versions() -> list[str]:
     return [f"{name}=={version}" for name, version in sorted(lowest.items())]
 
 
-@nox.session
+@nox.session(reuse_venv=False)
 @nox.parametrize("package", PACKAGES, ids=PACKAGES)
 def wheels(session: nox.Session, package: str) -> None:
     """Install one wheel in an empty environment: what it brings, and its tests against it."""
-    wheelhouse = Path(session.create_tmp()) / "wheels"
-    shutil.rmtree(wheelhouse, ignore_errors=True)
-    session.install("build", "--constraint", str(CONSTRAINTS))
+    wheelhouse = str(Path(session.create_tmp()) / "wheels")
     for each in (*NEEDS[package], package):
-        session.run("python", "-m", "build", "--outdir", str(wheelhouse), str(folder(each)))
-    empty = wheelhouse.parent / "empty"
-    shutil.rmtree(empty, ignore_errors=True)
-    session.run("python", "-m", "venv", str(empty))
-    python = str(next(empty.glob("*/python*")))
-
-    def pip(*arguments: str) -> None:
-        options = ["--find-links", str(wheelhouse), "--constraint", str(CONSTRAINTS)]
-        session.run(python, "-m", "pip", "install", "-q", *options, *arguments, external=True)
-
-    pip(distribution(package))
-    absent = f"""
+        session.run("pip", "wheel", "--no-deps", "--wheel-dir", wheelhouse, f"./{folder(each)}")
+    constraints = ("--constraint", str(CONSTRAINTS))
+    session.install(distribution(package), "--find-links", wheelhouse, *constraints)
+    session.run("python", "-c", f"""
 import importlib.util, {module(package)} as installed
 brought = [name for name in {UNDECLARED[package]} if importlib.util.find_spec(name)]
 assert not brought, f"{distribution(package)} brings {{brought}}"
 assert "site-packages" in installed.__file__, installed.__file__
 print("{distribution(package)}", installed.__version__, "brings only what it declares")
-"""
-    session.run(python, "-c", absent, external=True)
-    pip(*group(package, "test"))
-    session.run(
-        python, "-m", "pytest", str(folder(package) / "tests"), *session.posargs, external=True
-    )
+""")  # fmt: skip
+    session.install(*group(package, "test"), *constraints)
+    run_tests(session, package)
 
 
 @nox.session

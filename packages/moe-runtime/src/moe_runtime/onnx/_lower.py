@@ -131,7 +131,7 @@ def _mixture(build: _Builder, x_TD: ir.Value, gates_GTE: ir.Value, contents: Con
     counts_GTE = build.op("Cast", active_GTE, to=int(ir.DataType.INT64))
     mask_TE = build.op("ReduceMax", counts_GTE, build.constant([0]), keepdims=0)
     y_PO = _run_pairs(build, x_TD, mask_TE, contents)
-    return _combine(build, y_PO, mask_TE, gates_GTE)
+    return _combine(build, y_PO, mask_TE, gates_GTE, contents)
 
 
 def _run_pairs(build: _Builder, x_TD: ir.Value, mask_TE: ir.Value, contents: Contents) -> ir.Value:
@@ -163,16 +163,18 @@ def _activate(build: _Builder, value: ir.Value, activation: str) -> ir.Value:
     return build.op(_OPERATORS[activation], value)
 
 
-def _combine(build: _Builder, y_PO: ir.Value, mask_TE: ir.Value, gates_GTE: ir.Value) -> ir.Value:
+def _combine(
+    build: _Builder, y_PO: ir.Value, mask_TE: ir.Value, gates_GTE: ir.Value, contents: Contents
+) -> ir.Value:
     """Gather each row's outputs and contract them with its weights in each gate."""
+    num_gates, num_experts = contents.num_gates, contents.stacks[0].shape[0]
     one = build.constant(1)
     flat = build.constant([-1])
     # Position of each pair in the order of `y_PO`: a running count along that order.
     mask_ET = build.op("Transpose", mask_TE)
     running = build.op("CumSum", build.op("Reshape", mask_ET, flat), build.constant(0))
-    position_ET = build.op(
-        "Reshape", build.op("Sub", running, one), build.op("Shape", mask_ET), allowzero=1
-    )
+    by_expert = build.constant([num_experts, -1])
+    position_ET = build.op("Reshape", build.op("Sub", running, one), by_expert)
     position_N = build.op("Reshape", build.op("Transpose", position_ET), flat)
     # The same pairs row by row, as flat indices into (T, E).
     by_row_P = build.op("Reshape", build.op("NonZero", build.op("Reshape", mask_TE, flat)), flat)
@@ -181,14 +183,9 @@ def _combine(build: _Builder, y_PO: ir.Value, mask_TE: ir.Value, gates_GTE: ir.V
     last = build.op("Unsqueeze", num_pairs, build.constant([0]))
     position_P = build.op("Concat", build.op("Gather", position_N, by_row_P), last, axis=0)
     y_TMO = build.op("Gather", y_PO, build.op("Gather", position_P, slot_TM))
-    num_gates = build.op("Shape", gates_GTE, start=0, end=1)
-    gates_GN = build.op("Reshape", gates_GTE, build.op("Concat", num_gates, flat, axis=0))
+    gates_GN = build.op("Reshape", gates_GTE, build.constant([num_gates, -1]))
     weights_GP = build.op("Gather", gates_GN, by_row_P, axis=1)
-    zero_G1 = build.op(
-        "Expand",
-        build.constant([[0]], np.float32),
-        build.op("Concat", num_gates, build.constant([1]), axis=0),
-    )
+    zero_G1 = build.initializer(np.zeros((num_gates, 1), np.float32))
     weights_GP1 = build.op("Concat", weights_GP, zero_G1, axis=1)
     weights_GTM = build.op("Gather", weights_GP1, slot_TM, axis=1)
     weights_GT1M = build.op("Unsqueeze", weights_GTM, build.constant([2]))
