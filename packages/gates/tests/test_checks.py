@@ -43,10 +43,24 @@ BAD_NUMBERS = [
     (lambda: gates.smooth_step(F, gamma=0.0), ValueError, "`gamma`"),
     (lambda: gates.comet_gate(F[..., 1:], F, gamma=0.0), ValueError, "`gamma`"),
     (lambda: gates.unsaturated_fraction(F, gamma=0.0), ValueError, "`gamma`"),
+    (
+        lambda: gates.comet_gate(F[..., 1:], F, gamma=1.0, hard="yes"),
+        TypeError,
+        "`hard` must be a bool, got 'yes'.",
+    ),
+    (
+        lambda: gates.dselect_k_gate(F, F[..., 0], num_experts=16, gamma=1.0, hard=1),
+        TypeError,
+        "`hard` must be a bool, got 1.",
+    ),
     (lambda: gates.top_k_gate(F, k=5), ValueError, "`k` must be in [1, num_experts=4], got 5."),
     (lambda: assert_on_simplex(F + 0.25, k=5), ValueError, "[1, num_experts=4], got 5."),
 ]
+NO_LIST = "must be an array of NumPy, PyTorch, JAX or another array-API library, got list."
 BAD_ARRAYS = [
+    (lambda: gates.top_k_gate([[1.0, 2.0]], k=1), TypeError, f"`scores` {NO_LIST}"),
+    (lambda: gates.top_k_gate([[1.0, 2.0]], k=1, xp=XP), TypeError, f"`scores` {NO_LIST}"),
+    (lambda: gates.comet_gate(F[..., 1:], F.tolist(), gamma=1.0), TypeError, "`leaf_scores` must"),
     (lambda: gates.smooth_step(INT, gamma=1.0), TypeError, "`t` must have a real floating dtype"),
     (lambda: gates.top_k_gate(INT, k=1), TypeError, "real floating dtype, got int64."),
     (lambda: gates.top_k_gate(np.zeros(()), k=1), ValueError, "(*batch, num_experts)"),
@@ -85,6 +99,14 @@ def test_is_refused(call: Callable[[], Any], error: type[Exception], message: st
     with pytest.raises(error) as refusal:
         call()
     assert message in str(refusal.value)
+
+
+def test_arrays_of_two_libraries_are_refused() -> None:
+    other = pytest.importorskip("array_api_strict").asarray(F)
+    message = "`split_scores` and `leaf_scores` must be arrays of one library, got ndarray and "
+    with pytest.raises(TypeError) as refusal:
+        gates.comet_gate(F[..., 1:], other, gamma=1.0)
+    assert str(refusal.value) == f"{message}Array."
 
 
 def test_integers_of_numpy_are_integers() -> None:

@@ -34,6 +34,11 @@ def test_ties_are_decided_the_same_way_every_time() -> None:
         ([[0.0, np.nan], [0.0, 0.0]], ValueError, r"`costs` must be finite, got nan at \[0, 1\]"),
         ([[0.0, 0.0], [np.inf, 0.0]], ValueError, r"`costs` must be finite, got inf at \[1, 0\]"),
         ([[1j]], TypeError, r"`costs` must hold real numbers, got dtype complex128"),
+        (
+            [[0.0, 1.0], [2.0]],
+            ValueError,
+            r"`costs` must be .* lists of equal lengths, got a",
+        ),
         ([["a"]], TypeError, r"`costs` must hold real numbers"),
     ],
 )

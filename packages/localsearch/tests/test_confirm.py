@@ -79,7 +79,17 @@ def test_the_threshold_is_in_standard_errors() -> None:
 @pytest.mark.parametrize("num_rows", [0, 1])
 def test_fewer_than_two_rows_confirm_nothing(num_rows: int) -> None:
     objective = planted_problem(num_rows=100, size=4, num_nonzero=2, seed=0).objective
-    result = search(objective, confirm=objective.on_rows(range(num_rows)), num_standard_errors=0.0)
+
+    class Few:
+        size = 4
+
+        def __call__(self, batch: Any) -> Any:
+            return objective(batch)
+
+        def row_costs(self, permutation: Any) -> Any:
+            return objective.row_costs(permutation)[:num_rows]
+
+    result = search(objective, confirm=Few(), num_standard_errors=0.0)
     assert confirmation_of(result).standard_error == np.inf
     assert not confirmation_of(result).accepted
     assert result.stop_reason is StopReason.NOT_CONFIRMED
@@ -137,3 +147,6 @@ def test_bad_arguments_are_named(quadratic_assignment: Callable[..., Any]) -> No
     for bad in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match=f"`num_standard_errors` must be finite .* got {bad}"):
             search(objective, confirm=objective, num_standard_errors=bad)
+    word: Any = "1"
+    with pytest.raises(TypeError, match="`num_standard_errors` must be a real number, got '1'"):
+        search(objective, num_standard_errors=word)

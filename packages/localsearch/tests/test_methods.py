@@ -197,16 +197,6 @@ def test_one_position_has_one_permutation(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_rows_leave_the_start(method: Method) -> None:
-    objective = RelabelingObjective(
-        np.zeros((0, 3)), np.zeros((0, 3, 2)), lambda _mixed, _rows: 1 / 0
-    )
-    result = search(objective, [2, 0, 1], method=method)
-    np.testing.assert_array_equal(result.permutation, [2, 0, 1])
-    assert (result.cost_before, result.cost_after) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_ties_keep_the_start_and_runs_repeat(method: Method) -> None:
     outputs = np.ones((4, 5, 1))  # equal experts: every permutation costs the same
     weights = np.random.default_rng(0).uniform(size=(4, 5))

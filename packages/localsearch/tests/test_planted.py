@@ -101,3 +101,10 @@ def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
     settings = {"num_rows": 9, "size": 4, "num_nonzero": 2, "seed": 0} | change
     with pytest.raises(ValueError, match=message):
         planted_problem(**settings)
+
+
+@pytest.mark.parametrize("name", ["correlation", "noise"])
+def test_settings_that_are_no_numbers_are_named(name: str) -> None:
+    settings: dict[str, Any] = {"num_rows": 9, "size": 4, "num_nonzero": 2, "seed": 0, name: "1"}
+    with pytest.raises(TypeError, match=f"`{name}` must be a real number, got '1'"):
+        planted_problem(**settings)

@@ -186,12 +186,31 @@ class TestBadArguments:
             sinkhorn(np.zeros((3, 3)), **options)
 
     @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"temperature": "1"}, "`temperature` must be a real number, got '1'"),
+            ({"noise": [[0.0]]}, "`noise` must be an array of NumPy, .* got list"),
+        ],
+    )
+    def test_types_of_sinkhorn(self, change: dict[str, Any], message: str) -> None:
+        options = {"temperature": 1.0, "num_iterations": 5} | change
+        with pytest.raises(TypeError, match=message):
+            sinkhorn(np.zeros((1, 1)), **options)
+
+    def test_arrays_of_two_libraries(self) -> None:
+        noise = pytest.importorskip("array_api_strict").zeros((2, 2))
+        with pytest.raises(TypeError, match="`log_weights` and `noise` must be arrays of one lib"):
+            sinkhorn(np.zeros((2, 2)), temperature=1.0, num_iterations=5, noise=noise)
+
+    @pytest.mark.parametrize(
         "function",
         [lambda m: sinkhorn(m, temperature=1.0, num_iterations=1), permutation_penalty],
     )
     def test_matrices(self, function: Callable[..., Any]) -> None:
         with pytest.raises(ValueError, match=r"must have shape \(\*batch, n, n\).* got \(2, 3\)"):
             function(np.zeros((2, 3)))
+        with pytest.raises(TypeError, match=r"`\w+` must be an array of NumPy, .* got list"):
+            function([[0.0]])
         with pytest.raises(TypeError, match="must have a real floating dtype, got int64"):
             function(np.zeros((2, 2), dtype=np.int64))
 

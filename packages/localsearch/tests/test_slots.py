@@ -76,11 +76,6 @@ def test_a_nan_start_is_returned() -> None:
     assert result.stop_reason is StopReason.NON_FINITE_COST
 
 
-def test_no_rows_leave_the_start() -> None:
-    result = relabel_slots(np.zeros((0, 2, 3)), np.zeros((0, 3, 1)), lambda _mixed, _rows: 1 / 0)
-    np.testing.assert_array_equal(result.permutation, [[0, 1, 2], [0, 1, 2]])
-
-
 def test_confirmation_rows_are_not_searched() -> None:
     problem = planted_slots(num_rows=200, num_slots=2, size=4, num_nonzero=1, seed=0)
     outputs = problem.outputs.copy()
@@ -98,6 +93,9 @@ def test_confirmation_rows_are_not_searched() -> None:
         ({"max_sweeps": 0}, "`max_sweeps` must be >= 1, got 0"),
         ({"num_standard_errors": -1.0}, "`num_standard_errors` must be finite and >= 0"),
         ({"confirm_rows": [5]}, r"`confirm_rows` must be in \[0, T=5\), got 5"),
+        ({"confirm_rows": []}, "`confirm_rows` must select at least one of T=5 rows, got none"),
+        ({"confirm_rows": range(5)}, "`confirm_rows` must leave rows to search, got all T=5"),
+        ({"slot_weights": np.zeros((0, 2, 3))}, r"must have T >= 1 rows, got shape \(0, 2, 3\)"),
         ({"slot_weights": np.zeros((5, 3))}, r"`slot_weights` must have shape \(T, K, n\)"),
         ({"slot_weights": np.zeros((5, 0, 3))}, "`slot_weights` must have K >= 1 and n >= 1"),
         ({"slot_weights": np.full((5, 2, 3), np.inf)}, r"must be finite, got inf at \[0, 0, 0\]"),
@@ -109,3 +107,9 @@ def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
     weights, outputs = arguments.pop("slot_weights"), arguments.pop("outputs")
     with pytest.raises(ValueError, match=message):
         relabel_slots(weights, outputs, lambda mixed, _rows: mixed[:, 0], **arguments)
+
+
+def test_a_loss_that_is_no_function_is_named() -> None:
+    loss: Any = 3
+    with pytest.raises(TypeError, match="`row_loss` must be callable, got int"):
+        relabel_slots(np.zeros((5, 2, 3)), np.zeros((5, 3, 1)), loss)

@@ -7,8 +7,6 @@ standard attributes are touched, so that compilers can trace through.
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from array_api_compat import array_namespace
-
 
 class _HasShape(Protocol):
     @property
@@ -22,11 +20,6 @@ class _HasShape(Protocol):
 ArrayT = TypeVar("ArrayT", bound=_HasShape)
 # Inside, where arrays of unknown libraries are computed with.
 Array: TypeAlias = Any
-
-
-def resolve(xp: ModuleType | None, *arrays: Array) -> Any:  # noqa: ANN401 a module
-    """Return `xp`, or the array API namespace that `arrays` share."""
-    return array_namespace(*arrays) if xp is None else xp
 
 
 def widen(array: Array, xp: ModuleType) -> Array:

@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
+from array_api_compat import array_namespace, is_array_api_obj
+
 from moe_gates._array import Array
 
 # Between these both gamma and 1 / gamma, its gradient, are ordinary float32 numbers.
@@ -17,6 +19,36 @@ MIN_GAMMA = 1e-30
 MAX_GAMMA = 1e30
 GAMMA_RANGE = f"[{MIN_GAMMA}, {MAX_GAMMA}]"
 MIN_EXPERTS = 2
+
+
+def resolve(xp: ModuleType | None, **arrays: Array) -> Any:  # noqa: ANN401 a module
+    """Return `xp`, or the array API namespace that the named `arrays` share."""
+    if not all(hasattr(array, "dtype") for array in arrays.values()):
+        raise TypeError(_why_no_namespace(arrays))
+    if xp is not None:
+        return xp
+    try:
+        return array_namespace(*arrays.values())
+    except TypeError:
+        raise TypeError(_why_no_namespace(arrays)) from None
+
+
+def _why_no_namespace(arrays: dict[str, Array]) -> str:
+    """Name the argument that is no array, or those that are of different libraries."""
+    for name, array in arrays.items():
+        if not is_array_api_obj(array):
+            allowed = "an array of NumPy, PyTorch, JAX or another array-API library"
+            return f"`{name}` must be {allowed}, got {type(array).__name__}."
+    names = " and ".join(f"`{name}`" for name in arrays)
+    types = " and ".join(type(array).__name__ for array in arrays.values())
+    return f"{names} must be arrays of one library, got {types}."
+
+
+def check_bool(name: str, value: bool) -> None:  # noqa: FBT001 the value under test
+    """Refuse anything but True and False."""
+    if not isinstance(value, bool):
+        msg = f"`{name}` must be a bool, got {value!r}."
+        raise TypeError(msg)
 
 
 def _is_integer(value: object) -> bool:

@@ -2,14 +2,16 @@
 
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, resolve, smallest_normal, widen
+from moe_gates._array import Array, ArrayT, smallest_normal, widen
 from moe_gates._checks import (
     check_axes,
+    check_bool,
     check_floating,
     check_gamma,
     check_num_experts,
     check_same_dtype,
     check_shape,
+    resolve,
 )
 from moe_gates._slots import SlotGate
 from moe_gates._tree import leaf_probabilities, level_slices, split_probabilities
@@ -55,7 +57,8 @@ def comet_gate(
     Raises
     ------
     TypeError
-        If dtypes are not real floating or differ, or `gamma` is not a real number.
+        If dtypes are not real floating or differ, `gamma` is not a real number, or `hard`
+        is not a bool.
     ValueError
         If shapes do not match, there are fewer than 2 experts, or `gamma` is out of range.
 
@@ -72,8 +75,9 @@ def comet_gate(
     >>> gate.weights.tolist()
     [0.0, 0.5, 0.5, 0.0]
     """
-    xp = resolve(xp, split_scores, leaf_scores)
+    xp = resolve(xp, split_scores=split_scores, leaf_scores=leaf_scores)
     check_gamma(gamma)
+    check_bool("hard", hard)
     _check_scores(split_scores, leaf_scores, xp)
     num_experts = leaf_scores.shape[-1]
 

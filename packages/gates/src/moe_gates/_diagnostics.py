@@ -4,8 +4,8 @@ import math
 from types import ModuleType
 from typing import Any
 
-from moe_gates._array import Array, ArrayT, resolve, widen
-from moe_gates._checks import check_axes, check_floating, check_gamma
+from moe_gates._array import Array, ArrayT, widen
+from moe_gates._checks import check_axes, check_floating, check_gamma, resolve
 
 
 def count_nonzero(weights: Array, /, *, xp: ModuleType | None = None) -> Any:  # noqa: ANN401
@@ -36,7 +36,7 @@ def count_nonzero(weights: Array, /, *, xp: ModuleType | None = None) -> Any:  #
     >>> count_nonzero(np.asarray([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])).tolist()
     [2, 1]
     """
-    xp = resolve(xp, weights)
+    xp = resolve(xp, weights=weights)
     check_floating("weights", weights, xp)
     check_axes("weights", weights, ("num_experts",))
     return _count(weights != 0, -1, xp)
@@ -71,7 +71,7 @@ def expert_load(weights: ArrayT, /, *, xp: ModuleType | None = None) -> ArrayT:
     >>> expert_load(np.asarray([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])).tolist()
     [0.5, 1.0, 0.0]
     """
-    xp = resolve(xp, weights)
+    xp = resolve(xp, weights=weights)
     selected = _selected(weights, xp)
     # Counted in integers: a float32 sum of ones stops growing at 2**24 rows.
     counts = xp.astype(_count(selected, 0, xp), widen(weights, xp).dtype)
@@ -107,7 +107,7 @@ def dead_experts(weights: Array, /, *, xp: ModuleType | None = None) -> Any:  # 
     >>> dead_experts(np.asarray([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])).tolist()
     [False, False, True]
     """
-    xp = resolve(xp, weights)
+    xp = resolve(xp, weights=weights)
     return xp.logical_not(xp.any(_selected(weights, xp), axis=0))
 
 
@@ -144,7 +144,7 @@ def unsaturated_fraction(
     >>> float(unsaturated_fraction(np.asarray([-2.0, 0.25, 0.5, 3.0]), gamma=1.0))
     0.25
     """
-    xp = resolve(xp, scores)
+    xp = resolve(xp, scores=scores)
     check_floating("scores", scores, xp)
     check_gamma(gamma)
     wide = widen(scores, xp)

@@ -2,14 +2,16 @@
 
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, resolve, softmax, widen
+from moe_gates._array import Array, ArrayT, softmax, widen
 from moe_gates._checks import (
     check_axes,
+    check_bool,
     check_floating,
     check_gamma,
     check_num_experts,
     check_same_dtype,
     check_shape,
+    resolve,
 )
 from moe_gates._slots import SlotGate
 from moe_gates._tree import depth, leaf_probabilities, split_probabilities
@@ -59,7 +61,7 @@ def dselect_k_gate(
     Raises
     ------
     TypeError
-        If dtypes are not real floating or differ, or a number has the wrong type.
+        If dtypes are not real floating or differ, or another argument has the wrong type.
     ValueError
         If shapes do not match, or `num_experts` or `gamma` is out of range.
 
@@ -75,9 +77,10 @@ def dselect_k_gate(
     >>> gate.weights.tolist()
     [0.25, 0.25, 0.5, 0.0]
     """
-    xp = resolve(xp, bit_scores, selector_scores)
+    xp = resolve(xp, bit_scores=bit_scores, selector_scores=selector_scores)
     check_num_experts(num_experts)
     check_gamma(gamma)
+    check_bool("hard", hard)
     _check_scores(bit_scores, selector_scores, num_experts, xp)
 
     # A tree whose splits share one score a level. Its left child is bit 0.

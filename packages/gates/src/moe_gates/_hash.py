@@ -3,13 +3,14 @@
 from types import ModuleType
 from typing import Any
 
-from moe_gates._array import Array, count_up, resolve
+from moe_gates._array import Array, count_up
 from moe_gates._checks import (
     check_floating_dtype,
     check_integer,
     check_integral,
     check_num_experts,
     check_one_axis,
+    resolve,
 )
 
 WORD = 2**64
@@ -121,7 +122,7 @@ def hash_gate(
     >>> hash_gate(np.asarray([0, 1]), table, num_experts=3, dtype=np.float32).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
-    xp = resolve(xp, ids, table)
+    xp = resolve(xp, ids=ids, table=table)
     check_integral("ids", ids, xp)
     check_integral("table", table, xp)
     check_floating_dtype("dtype", dtype, xp)

@@ -3,8 +3,8 @@
 import math
 from types import ModuleType
 
-from moe_gates._array import ArrayT, resolve, widen
-from moe_gates._checks import check_axes, check_floating
+from moe_gates._array import ArrayT, widen
+from moe_gates._checks import check_axes, check_floating, resolve
 
 # Dimensionless; the authors' values. They bound log(p) and 1 / sum at 0.
 ENTROPY_OFFSET = 1e-6
@@ -46,7 +46,7 @@ def entropy_penalty(probabilities: ArrayT, /, *, xp: ModuleType | None = None) -
     >>> round(float(entropy_penalty(half)), 4)
     0.6931
     """
-    xp = resolve(xp, probabilities)
+    xp = resolve(xp, probabilities=probabilities)
     check_floating("probabilities", probabilities, xp)
     check_axes("probabilities", probabilities, ("num_slots", "num_experts"))
     wide = widen(probabilities, xp)
@@ -92,7 +92,7 @@ def unreachable_penalty(slot_probabilities: ArrayT, /, *, xp: ModuleType | None 
     >>> round(float(unreachable_penalty(np.full((1, 1, 3), 0.25))), 4)
     1.3333
     """
-    xp = resolve(xp, slot_probabilities)
+    xp = resolve(xp, slot_probabilities=slot_probabilities)
     check_floating("slot_probabilities", slot_probabilities, xp)
     check_axes("slot_probabilities", slot_probabilities, ("num_slots", "num_experts"))
     reached = xp.sum(widen(slot_probabilities, xp), axis=-1)

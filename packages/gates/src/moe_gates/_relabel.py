@@ -8,8 +8,8 @@ one a slot on the last two axes, which must then be (num_slots, num_experts).
 import math
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, count_up, resolve, smallest_normal, widen
-from moe_gates._checks import check_axes, check_floating, check_integral, check_relabelling
+from moe_gates._array import Array, ArrayT, count_up, smallest_normal, widen
+from moe_gates._checks import check_axes, check_floating, check_integral, check_relabelling, resolve
 
 
 def permute(weights: ArrayT, permutation: Array, /, *, xp: ModuleType | None = None) -> ArrayT:
@@ -50,7 +50,7 @@ def permute(weights: ArrayT, permutation: Array, /, *, xp: ModuleType | None = N
     >>> permute(np.asarray([0.75, 0.25, 0.0]), np.asarray([2, 0, 1])).tolist()
     [0.25, 0.0, 0.75]
     """
-    xp = resolve(xp, weights, permutation)
+    xp = resolve(xp, weights=weights, permutation=permutation)
     check_floating("weights", weights, xp)
     check_integral("permutation", permutation, xp)
     check_relabelling("permutation", permutation, weights, num_expert_axes=1)
@@ -112,7 +112,7 @@ def mix(weights: ArrayT, matrix: Array, /, *, xp: ModuleType | None = None) -> A
     >>> mix(np.asarray([0.5, 0.5]), matrix).tolist()
     [0.25, 0.75]
     """
-    xp = resolve(xp, weights, matrix)
+    xp = resolve(xp, weights=weights, matrix=matrix)
     check_floating("weights", weights, xp)
     check_floating("matrix", matrix, xp)
     check_relabelling("matrix", matrix, weights, num_expert_axes=2)
@@ -162,7 +162,7 @@ def normalize(weights: ArrayT, /, *, xp: ModuleType | None = None) -> ArrayT:
     >>> normalize(np.asarray([[1.0, 3.0], [0.0, 0.0]])).tolist()
     [[0.25, 0.75], [0.0, 0.0]]
     """
-    xp = resolve(xp, weights)
+    xp = resolve(xp, weights=weights)
     check_floating("weights", weights, xp)
     check_axes("weights", weights, ("num_experts",))
     wide = widen(weights, xp)

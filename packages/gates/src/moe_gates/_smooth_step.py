@@ -2,8 +2,8 @@
 
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, resolve, widen
-from moe_gates._checks import check_floating, check_gamma
+from moe_gates._array import Array, ArrayT, widen
+from moe_gates._checks import check_floating, check_gamma, resolve
 
 
 def smooth_step(t: ArrayT, /, *, gamma: float, xp: ModuleType | None = None) -> ArrayT:
@@ -42,7 +42,7 @@ def smooth_step(t: ArrayT, /, *, gamma: float, xp: ModuleType | None = None) -> 
     >>> smooth_step(np.asarray([-1.0, -0.25, 0.0, 0.25, 1.0]), gamma=1.0).tolist()
     [0.0, 0.15625, 0.5, 0.84375, 1.0]
     """
-    xp = resolve(xp, t)
+    xp = resolve(xp, t=t)
     check_floating("t", t, xp)
     check_gamma(gamma)
     step, _ = smooth_step_pair(widen(t, xp), gamma, xp)

@@ -2,8 +2,8 @@
 
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, count_up, resolve, softmax, widen
-from moe_gates._checks import check_axes, check_floating, check_k
+from moe_gates._array import Array, ArrayT, count_up, softmax, widen
+from moe_gates._checks import check_axes, check_floating, check_k, resolve
 
 
 def top_k_gate(scores: ArrayT, /, *, k: int, xp: ModuleType | None = None) -> ArrayT:
@@ -43,7 +43,7 @@ def top_k_gate(scores: ArrayT, /, *, k: int, xp: ModuleType | None = None) -> Ar
     >>> top_k_gate(np.asarray([3.0, 1.0, 3.0, 2.0]), k=2).tolist()
     [0.5, 0.0, 0.5, 0.0]
     """
-    xp = resolve(xp, scores)
+    xp = resolve(xp, scores=scores)
     check_floating("scores", scores, xp)
     check_axes("scores", scores, ("num_experts",))
     check_k(k, scores.shape[-1])

@@ -3,8 +3,8 @@
 import math
 from types import ModuleType
 
-from moe_gates._array import Array, resolve, widen
-from moe_gates._checks import check_axes, check_floating, check_k
+from moe_gates._array import Array, widen
+from moe_gates._checks import check_axes, check_floating, check_k, resolve
 
 __all__ = ["assert_on_simplex"]
 
@@ -44,7 +44,7 @@ def assert_on_simplex(
     Traceback (most recent call last):
     AssertionError: 1 of 1 rows do not sum to 1 within 4.2e-15.
     """
-    xp = resolve(xp, weights)
+    xp = resolve(xp, weights=weights)
     check_floating("weights", weights, xp)
     check_axes("weights", weights, ("num_experts",))
     num_experts = weights.shape[-1]

@@ -1,6 +1,7 @@
 """Checks at the public boundary: each message names the argument, what is allowed and what came."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,42 @@ def check_count(name: str, value: int, *, minimum: int) -> int:
     return int(value)
 
 
+def check_number(name: str, value: float) -> None:
+    """Refuse anything but a real number; a bool is none."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        msg = f"`{name}` must be a real number, got {value!r}."
+        raise TypeError(msg)
+
+
+def check_callable(name: str, value: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        msg = f"`{name}` must be callable, got {type(value).__name__}."
+        raise TypeError(msg)
+
+
 def check_num_standard_errors(value: float) -> float:
     """Return the confirmation threshold if it is finite and not negative."""
+    check_number("num_standard_errors", value)
     if not 0 <= value < np.inf:
         msg = f"`num_standard_errors` must be finite and >= 0, got {value}."
         raise ValueError(msg)
     return float(value)
 
 
+def as_array(name: str, value: ArrayLike) -> RealArray:
+    """Return `value` as an array of NumPy, whatever it holds, unless it is ragged."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        got = type(value).__name__
+        msg = f"`{name}` must be an array or lists of equal lengths, got a ragged {got}."
+        raise ValueError(msg) from error
+
+
 def check_real(name: str, value: ArrayLike, axes: Sequence[str]) -> RealArray:
     """Return `value` as a real array with one axis for each name in `axes`."""
-    array = np.asarray(value)
+    array = as_array(name, value)
     if array.dtype.kind not in "iuf":
         msg = f"`{name}` must hold real numbers, got dtype {array.dtype}."
         raise TypeError(msg)
@@ -75,7 +101,7 @@ def check_permutation(name: str, value: ArrayLike, *, size: int) -> IntArray:
 
 def check_permutations(name: str, value: ArrayLike, *, size: int | None = None) -> IntArray:
     """Return a fresh int64 copy of `value` if its last axis holds permutations."""
-    array = np.asarray(value)
+    array = as_array(name, value)
     if array.dtype.kind not in "iu":
         msg = f"`{name}` must hold integers, got dtype {array.dtype}."
         raise TypeError(msg)

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from moe_localsearch._namespace import ArrayT, namespace_of
+from moe_localsearch._namespace import ArrayT, check_matrices, resolve
 
 EPSILON = 1e-6
 """Inside the logarithm, as in the paper: finite at 0, and at most 1e-6 off a permutation."""
@@ -42,7 +42,8 @@ def permutation_penalty(matrix: ArrayT, /, *, xp: ModuleType | None = None) -> A
     >>> permutation_penalty(np.full((2, 2), 0.5)).round(3)
     np.float64(2.773)
     """
-    xp = namespace_of("matrix", matrix, xp)
+    xp = resolve(xp, matrix=matrix)
+    check_matrices("matrix", matrix, xp)
     row_sums = xp.sum(matrix, axis=-1, keepdims=True)
     divisors = xp.where(row_sums > 0, row_sums, xp.ones_like(row_sums))
     total: ArrayT = _entropy(matrix, xp) + _entropy(matrix / divisors, xp)

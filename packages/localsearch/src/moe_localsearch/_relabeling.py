@@ -10,6 +10,7 @@ from moe_localsearch._checks import (
     FloatArray,
     IntArray,
     RealArray,
+    check_callable,
     check_finite,
     check_permutation,
     check_permutations,
@@ -19,7 +20,6 @@ from moe_localsearch._checks import (
 from moe_localsearch._rows import (
     RowLoss,
     check_rows,
-    mean_cost,
     on_selected_rows,
     row_losses,
 )
@@ -45,7 +45,7 @@ class RelabelingObjective:
     Parameters
     ----------
     slot_weights : array, shape (T, n), real, finite
-        Dimensionless weight of position ``i`` in row ``t``.
+        Dimensionless weight of position ``i`` in row ``t``; T >= 1 and n >= 1.
     outputs : array, shape (T, n, O), real
         Output of each expert for each row.
     row_loss : callable
@@ -56,9 +56,9 @@ class RelabelingObjective:
     Raises
     ------
     TypeError
-        If an array does not hold real numbers.
+        If an array does not hold real numbers, or `row_loss` is not callable.
     ValueError
-        If shapes disagree or a weight is not finite.
+        If shapes disagree, there are no rows, or a weight is not finite.
 
     Notes
     -----
@@ -93,6 +93,9 @@ class RelabelingObjective:
         self._outputs = check_real("outputs", outputs, ["T", "n", "O"])
         num_rows, size = self._weights.shape
         num_outputs = self._outputs.shape[2]
+        if num_rows < 1:
+            msg = f"`slot_weights` must have T >= 1 rows, got shape {self._weights.shape}."
+            raise ValueError(msg)
         if size < 1:
             msg = f"`slot_weights` must have n >= 1 positions, got shape {self._weights.shape}."
             raise ValueError(msg)
@@ -102,6 +105,7 @@ class RelabelingObjective:
         if offset is not None:
             self._offset = check_real("offset", offset, ["T", "O"])
             check_shape("offset", self._offset, [("T", num_rows), ("O", num_outputs)])
+        check_callable("row_loss", row_loss)
         self._row_loss = row_loss
         self._active = self._weights != 0
 
@@ -119,7 +123,7 @@ class RelabelingObjective:
         """Return the mean loss, shape (B,), of each permutation, shape (B, n)."""
         batch = check_permutations("permutations", permutations, size=self.size)
         check_shape("permutations", batch, [("B", len(batch)), ("n", self.size)])
-        return np.array([mean_cost(self._base(each).losses) for each in batch])
+        return np.array([self._base(each).losses.mean() for each in batch])
 
     def mixed(self, permutation: ArrayLike, /) -> FloatArray:
         """Return the mixed outputs, shape (T, O), float64, offset included."""
@@ -152,7 +156,7 @@ class RelabelingObjective:
                 weight = self._weights[row, position]
                 change = self._loss_changes(base, row, weight, experts[position], new)
                 changes[position] += np.bincount(new, change, minlength=self.size)
-        return mean_cost(base.losses) + changes / max(len(base.losses), 1)
+        return float(base.losses.mean()) + changes / len(base.losses)
 
     def swap_costs(self, permutation: ArrayLike, /) -> FloatArray:
         """Return the exact cost, shape (n, n), after exchanging positions ``i`` and ``j``."""
@@ -170,10 +174,10 @@ class RelabelingObjective:
                 )
                 change = self._loss_changes(base, row, weight, experts[first], experts[other])
                 changes[first] += np.bincount(other, change, minlength=self.size)
-        return mean_cost(base.losses) + (changes + changes.T) / max(len(base.losses), 1)
+        return float(base.losses.mean()) + (changes + changes.T) / len(base.losses)
 
     def on_rows(self, rows: ArrayLike, /) -> "RelabelingObjective":
-        """Return the objective on a subset of the rows, a mask (T,) or distinct integers.
+        """Return the objective on one or more rows, by a mask (T,) or distinct integers.
 
         Copies these rows of the arrays. `row_loss` is still told of rows by their index here.
         """

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moe_localsearch._checks import FloatArray, IntArray, RealArray
+from moe_localsearch._checks import FloatArray, IntArray, RealArray, as_array
 from moe_localsearch._questions import checked
 
 RowLoss = Callable[[FloatArray, IntArray], Any]
@@ -15,15 +15,8 @@ if its mixed output is ``mixed[r]``. A row may be asked about several times in o
 
 
 def row_losses(row_loss: RowLoss, mixed: FloatArray, rows: IntArray) -> FloatArray:
-    """Return the losses, shape (R,), as float64; a loss is not called for no rows."""
-    if len(rows) == 0:
-        return np.zeros(0)
+    """Return the losses, shape (R,), as float64."""
     return checked("row_loss(mixed, rows)", row_loss(mixed, rows), [("R", len(rows))])
-
-
-def mean_cost(losses: FloatArray) -> float:
-    """Return the mean over rows; no rows cost 0, so that no permutation is preferred."""
-    return float(losses.mean()) if len(losses) else 0.0
 
 
 def on_selected_rows(row_loss: RowLoss, selected: IntArray) -> RowLoss:
@@ -37,15 +30,18 @@ def on_selected_rows(row_loss: RowLoss, selected: IntArray) -> RowLoss:
 
 
 def check_rows(name: str, rows: ArrayLike, *, num_rows: int) -> IntArray:
-    """Return distinct row indices from a mask of shape (T,) or from integers."""
-    array: RealArray = np.asarray(rows)
+    """Return distinct row indices, at least one, from a mask of shape (T,) or from integers."""
+    array: RealArray = as_array(name, rows)
     if array.dtype == bool and array.shape == (num_rows,):
-        return np.flatnonzero(array)
+        array = np.flatnonzero(array)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         msg = (
             f"`{name}` must be a boolean mask of shape (T={num_rows},) or a list of integers, "
             f"got shape {array.shape} and dtype {array.dtype}."
         )
+        raise ValueError(msg)
+    if not array.size:
+        msg = f"`{name}` must select at least one of T={num_rows} rows, got none."
         raise ValueError(msg)
     outside = array[(array < 0) | (array >= num_rows)]
     if len(outside):

@@ -4,8 +4,8 @@ import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from moe_localsearch._checks import check_count
-from moe_localsearch._namespace import ArrayT, namespace_of
+from moe_localsearch._checks import check_count, check_number
+from moe_localsearch._namespace import ArrayT, check_matrices, resolve
 
 
 class SinkhornResult(NamedTuple):
@@ -52,7 +52,8 @@ def sinkhorn(
     Raises
     ------
     TypeError
-        If `log_weights` is not real floating.
+        If `log_weights` is not real floating, `noise` is of another library, or an option has
+        the wrong type.
     ValueError
         If it is not square, `noise` has another shape, or an option is out of range.
 
@@ -83,8 +84,11 @@ def sinkhorn(
     array([[0.818, 0.182],
            [0.182, 0.818]])
     """
-    xp = namespace_of("log_weights", log_weights, xp)
+    arrays = {"log_weights": log_weights} | ({} if noise is None else {"noise": noise})
+    xp = resolve(xp, **arrays)
+    check_matrices("log_weights", log_weights, xp)
     check_count("num_iterations", num_iterations, minimum=1)
+    check_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         msg = f"`temperature` must be finite and > 0, got {temperature}."
         raise ValueError(msg)

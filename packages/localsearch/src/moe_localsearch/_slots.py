@@ -9,6 +9,7 @@ from moe_localsearch._checks import (
     FloatArray,
     IntArray,
     RealArray,
+    check_callable,
     check_count,
     check_finite,
     check_num_standard_errors,
@@ -20,7 +21,7 @@ from moe_localsearch._confirm import keep_if_confirmed, paired_gain
 from moe_localsearch._descent import improves
 from moe_localsearch._relabeling import RelabelingObjective
 from moe_localsearch._result import SearchResult, StopReason, is_converged
-from moe_localsearch._rows import RowLoss, check_rows, mean_cost, on_selected_rows, row_losses
+from moe_localsearch._rows import RowLoss, check_rows, on_selected_rows, row_losses
 from moe_localsearch._search import search
 
 METHOD = "relabel_slots"
@@ -77,8 +78,8 @@ def relabel_slots(
     Parameters
     ----------
     slot_weights : array, shape (T, K, n), real, finite
-        Dimensionless weight of position ``i`` of slot ``k`` in row ``t``. Where a slot has at
-        most one non-zero in each row, its step is a global optimum given the others.
+        Dimensionless weight of position ``i`` of slot ``k`` in row ``t``; T, K, n >= 1. Where a
+        slot has at most one non-zero in each row, its step is a global optimum given the others.
     outputs : array, shape (T, n, O), real
         Output of each expert for each row.
     row_loss : callable
@@ -88,7 +89,8 @@ def relabel_slots(
     max_sweeps : int
         Most sweeps, >= 1.
     confirm_rows : array, shape (T,) boolean, or distinct integers in [0, T), optional
-        Rows kept from the search, on which the gain must show; see `search`.
+        Rows kept from the search, on which the gain must show; see `search`. At least one, and
+        at least one must be left to search.
     num_standard_errors : float
         Confirmed where the mean paired gain is positive and above this many of its standard
         errors; finite and >= 0.
@@ -103,7 +105,7 @@ def relabel_slots(
     Raises
     ------
     TypeError
-        If an array has the wrong kind of dtype.
+        If an array has the wrong kind of dtype, or `row_loss` is not callable.
     ValueError
         If shapes disagree, a weight is not finite, or an argument is out of range.
 
@@ -133,6 +135,9 @@ def relabel_slots(
     if confirm_rows is None:
         return _descend(problem, start, max_sweeps)
     confirm = check_rows("confirm_rows", confirm_rows, num_rows=num_rows)
+    if len(confirm) == num_rows:
+        msg = f"`confirm_rows` must leave rows to search, got all T={num_rows}."
+        raise ValueError(msg)
     result = _descend(problem.on_rows(np.delete(np.arange(num_rows), confirm)), start, max_sweeps)
     unseen = problem.on_rows(confirm)
     before, after = unseen.row_costs(start), unseen.row_costs(result.permutation)
@@ -144,18 +149,22 @@ def _checked_problem(slot_weights: ArrayLike, outputs: ArrayLike, row_loss: RowL
     weights = check_real("slot_weights", slot_weights, ["T", "K", "n"])
     values = check_real("outputs", outputs, ["T", "n", "O"])
     num_rows, num_slots, size = weights.shape
+    if num_rows < 1:
+        msg = f"`slot_weights` must have T >= 1 rows, got shape {weights.shape}."
+        raise ValueError(msg)
     if num_slots < 1 or size < 1:
         msg = f"`slot_weights` must have K >= 1 and n >= 1, got shape {weights.shape}."
         raise ValueError(msg)
     check_finite("slot_weights", weights)
     check_shape("outputs", values, [("T", num_rows), ("n", size), ("O", values.shape[2])])
+    check_callable("row_loss", row_loss)
     return _Problem(weights, values, row_loss)
 
 
 def _descend(problem: _Problem, start: IntArray, max_sweeps: int) -> SearchResult:
     """Sweep over the slots until a whole sweep changes nothing."""
     current = start.copy()
-    cost_before = cost = mean_cost(problem.row_costs(current))
+    cost_before = cost = float(problem.row_costs(current).mean())
     num_evaluations = 1
     stop_reason = StopReason.MAX_ROUNDS
     for _ in range(max_sweeps):
@@ -166,7 +175,7 @@ def _descend(problem: _Problem, start: IntArray, max_sweeps: int) -> SearchResul
             saw_trouble |= step.stop_reason is StopReason.NON_FINITE_COST
             proposal = current.copy()
             proposal[index] = step.permutation
-            new_cost = mean_cost(problem.row_costs(proposal))
+            new_cost = float(problem.row_costs(proposal).mean())
             num_evaluations += step.num_evaluations + 1
             if improves(new_cost, cost):
                 current, cost, moved = proposal, new_cost, True

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from moe_localsearch._checks import FloatArray, IntArray, check_count
+from moe_localsearch._checks import FloatArray, IntArray, check_count, check_number
 from moe_localsearch._relabeling import RelabelingObjective
 from moe_localsearch._rows import RowLoss
 
@@ -208,6 +208,8 @@ def _check_settings(
     if num_nonzero > size:
         msg = f"`num_nonzero` must be in [1, size={size}], got {num_nonzero}."
         raise ValueError(msg)
+    check_number("correlation", correlation)
+    check_number("noise", noise)
     if not 0 <= correlation <= 1:
         msg = f"`correlation` must be in [0, 1], got {correlation}."
         raise ValueError(msg)
