@@ -4,7 +4,7 @@ from _tiny import TINY
 from torch import Tensor
 
 from moe_benchmarks._evaluate import TooManyExpertsError, _node_shares, measure
-from moe_benchmarks._gates import COMET, TRAINED_GATES, Gate, build_model
+from moe_benchmarks._gates import COMET, TRAINED_GATES, Gate, build_model, inputs
 from moe_benchmarks._two_digits import Split, load_two_digits
 
 
@@ -15,20 +15,20 @@ def split() -> Split:
 
 @pytest.mark.parametrize("gate", TRAINED_GATES, ids=lambda gate: gate.name)
 def test_hard_routing_keeps_the_bound(gate: Gate, split: Split) -> None:
-    model = build_model(gate, TINY, seed=0)
+    model = build_model(gate, TINY, seed=0, mean=split.pixels.mean(0))
     assert 1 <= measure(model, gate, split, hard=True, k=TINY.k).most_experts <= TINY.k
 
 
 def test_a_broken_bound_is_an_error(split: Split) -> None:
-    model = build_model(COMET, TINY, seed=0)
+    model = build_model(COMET, TINY, seed=0, mean=split.pixels.mean(0))
     with pytest.raises(TooManyExpertsError, match=r"COMET used 2 experts for one row .*k=1"):
         measure(model, COMET, split, hard=True, k=1)
 
 
 def test_accuracy_is_the_share_of_right_answers(split: Split) -> None:
-    model = build_model(COMET, TINY, seed=0)
+    model = build_model(COMET, TINY, seed=0, mean=split.pixels.mean(0))
     metrics = measure(model, COMET, split, hard=False, k=TINY.k)
-    logits = model(split.pixels, split.pixels).logits
+    logits = model(*inputs(COMET, split)).logits
     for task, accuracy in enumerate(metrics.accuracy):
         right = sum(
             int(row.argmax()) == int(label)

@@ -170,7 +170,8 @@ def test_the_served_model_has_standard_operators_only(finished: Path) -> None:
 
 def test_a_gate_that_routes_by_ids_is_served_with_ids(tmp_path: Path) -> None:
     data = load_two_digits(num_train=100, num_validation=600, num_test=100, seed=0)
-    model = build_model(TRAINED_GATES[0], TINY, seed=0).eval()
+    mean = data.train.pixels.mean(0)
+    model = build_model(TRAINED_GATES[0], TINY, seed=0, mean=mean).eval()
     _export(TrainingRun(TRAINED_GATES[0], 0), model, tmp_path, data, Console(quiet=True))
     session = ort.InferenceSession(tmp_path / "model" / "model.onnx")
     pixels, ids = data.test.pixels, data.test.ids
@@ -196,8 +197,15 @@ def test_a_gate_that_routes_by_ids_is_served_with_ids(tmp_path: Path) -> None:
             ],
             "checkpoint.safetensors is damaged",
         ),
+        (
+            lambda out: (out / "runs/hash-seed0/checkpoint.safetensors").write_bytes(b"\x08" * 9),
+            "checkpoint.safetensors is damaged",
+        ),
+        (lambda out: next(out.rglob("comet-seed0/result.json")).write_text("{}"), "it lacks"),
+        (lambda out: (out / "latency.json").write_text("{}"), "latency.json is damaged"),
+        (lambda out: (out / "export.json").write_text("[]"), "export.json is damaged"),
     ],
-    ids=["settings", "result", "checkpoint"],
+    ids=["settings", "result", "unfinished", "finished", "keys", "latency", "export"],
 )
 def test_damaged_files_are_named(
     finished: Path, moe_bench: Run, tmp_path: Path, damage: Any, message: str
@@ -208,7 +216,36 @@ def test_damaged_files_are_named(
     done = moe_bench("quickstart", f"--out={folder}", *TINY_OPTIONS)
     assert done.returncode == 2
     assert message in done.stderr
+    assert "run again" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_was_deleted_is_made_again(finished: Path, moe_bench: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    for checkpoint in folder.rglob("checkpoint.safetensors"):
+        checkpoint.unlink()
+    shutil.rmtree(folder / "model")
+    done = moe_bench("quickstart", f"--out={folder}", *TINY_OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert numbers(folder) == numbers(finished)
+    assert len(list(folder.rglob("checkpoint.safetensors"))) == len(TRAINED_GATES)
+    assert (folder / "model" / "model.onnx").exists()
+
+
+def test_one_epoch_is_enough(moe_bench: Run, tmp_path: Path) -> None:
+    options = [option for option in TINY_OPTIONS if "epochs" not in option and "rows" not in option]
+    done = moe_bench("quickstart", f"--out={tmp_path}", *options, "--epochs=1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_somebody_elses_folder_is_refused(moe_bench: Run, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    done = moe_bench("quickstart", f"--out={tmp_path}", *TINY_OPTIONS)
+    assert done.returncode == 2
+    assert "`--out` must be a new or empty folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "mine"
 
 
 def test_other_settings_are_not_mixed_into_a_folder(finished: Path, moe_bench: Run) -> None:

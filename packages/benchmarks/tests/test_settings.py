@@ -9,7 +9,7 @@ from moe_benchmarks import QuickstartSettings
     ("changes", "message"),
     [
         ({"k": 17}, r"`k` must be in \[1, num_experts=16\], got 17"),
-        ({"k": 0}, r"`k` must be >= 1, got 0"),
+        ({"k": 0}, r"`k` must be in \[1, num_experts=16\], got 0"),
         ({"num_experts": 1}, "`num_experts` must be >= 2, got 1"),
         ({"epochs": 1}, r"`search_epoch` must be in \[0, epochs - 1=0\], got 1"),
         ({"num_test": 99}, "`num_test` must be >= 100, got 99"),

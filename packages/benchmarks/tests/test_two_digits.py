@@ -20,11 +20,20 @@ def test_sizes_ranges_and_labels() -> None:
         assert 0 <= int(split.ids.min()) <= int(split.ids.max()) < NUM_IDS
 
 
-def test_training_pixels_have_mean_zero() -> None:
+def test_pixels_are_shares_of_full_ink() -> None:
     data = load_two_digits(num_train=300, num_validation=200, num_test=100, seed=0)
-    torch.testing.assert_close(
-        data.train.pixels.mean(0), torch.zeros(NUM_PIXELS), atol=1e-6, rtol=0
-    )
+    assert float(data.train.pixels.min()) == 0
+    assert float(data.train.pixels.max()) == 1
+
+
+def test_each_digit_lies_in_its_corner() -> None:
+    pixels = load_two_digits(num_train=300, num_validation=200, num_test=100, seed=0).train.pixels
+    canvas = pixels.view(-1, 10, 10)
+    # Only the one digit reaches the first rows, only the other the last ones.
+    assert float(canvas[:, :2, 8:].max()) == 0
+    assert float(canvas[:, 8:, :2].max()) == 0
+    assert float(canvas[:, :2, :8].max()) > 0
+    assert float(canvas[:, 8:, 2:].max()) > 0
 
 
 def test_equal_pictures_have_equal_ids() -> None:

@@ -8,14 +8,15 @@ from rich.console import Console
 
 import moe_benchmarks
 from moe_benchmarks._files import DamagedFileError
-from moe_benchmarks._quickstart import FolderInUseError, run_quickstart
+from moe_benchmarks._folder import OutputFolderError
+from moe_benchmarks._quickstart import run_quickstart
 from moe_benchmarks._settings import QuickstartSettings
 from moe_runtime import CheckpointError
 from moe_runtime.onnx import ExportError
 
 DEFAULTS = QuickstartSettings()
 # What can go wrong outside the program; anything else is a bug and shows its traceback.
-EXPECTED_ERRORS = (CheckpointError, DamagedFileError, ExportError, FolderInUseError, OSError)
+EXPECTED_ERRORS = (DamagedFileError, ExportError, OutputFolderError, OSError)
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -46,11 +47,15 @@ def quickstart(
     num_validation: Annotated[int, typer.Option(help="Validation rows.")] = DEFAULTS.num_validation,
     num_test: Annotated[int, typer.Option(help="Test rows.")] = DEFAULTS.num_test,
     search_epoch: Annotated[
-        int, typer.Option(help="Epochs before the permutation search of COMET+.")
-    ] = DEFAULTS.search_epoch,
+        int | None,
+        typer.Option(help="Epochs before the permutation search of COMET+.", show_default="1"),
+    ] = None,
     search_rows: Annotated[
-        int, typer.Option(help="Training rows for that search; half of them confirm it.")
-    ] = DEFAULTS.search_rows,
+        int | None,
+        typer.Option(
+            help="Training rows for that search; half of them confirm it.", show_default="4096"
+        ),
+    ] = None,
 ) -> None:
     """Learn, search, export and time sparse mixtures of experts on handwritten digits.
 
@@ -68,8 +73,8 @@ def quickstart(
             num_train=num_train,
             num_validation=num_validation,
             num_test=num_test,
-            search_epoch=search_epoch,
-            search_rows=search_rows,
+            search_epoch=_or_at_most(search_epoch, DEFAULTS.search_epoch, epochs - 1),
+            search_rows=_or_at_most(search_rows, DEFAULTS.search_rows, num_train),
         )
     except ValueError as error:
         _fail(str(error))
@@ -81,9 +86,16 @@ def quickstart(
             f"stopped; what is done is in {out}. The same command continues it.", soft_wrap=True
         )
         raise typer.Exit(INTERRUPTED) from None
+    except CheckpointError as error:
+        _fail(f"{error} Delete it and run again.")
     except EXPECTED_ERRORS as error:
         _fail(str(error))
     console.print(f"report: {report}", soft_wrap=True)
+
+
+def _or_at_most(given: int | None, default: int, most: int) -> int:
+    """Return what was given, or the default where the other options allow it."""
+    return max(0, min(default, most)) if given is None else given
 
 
 def _fail(message: str) -> NoReturn:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import moe_gates
-from moe_benchmarks._gates import Gate, router_input
+from moe_benchmarks._gates import Gate, inputs
 from moe_benchmarks._model import TwoTaskModel
 from moe_benchmarks._train import TrainedModel, task_loss
-from moe_benchmarks._two_digits import NUM_CLASSES, NUM_PIXELS, TASKS, Split, TwoDigits
+from moe_benchmarks._two_digits import NUM_CLASSES, TASKS, Split, TwoDigits
 from moe_runtime import CometRouter, hard_routing
 
 
@@ -36,7 +36,7 @@ class Metrics:
 def measure(model: TwoTaskModel, gate: Gate, split: Split, *, hard: bool, k: int) -> Metrics:
     """Measure a model on a split; with `hard`, refuse a row of more than `k` experts."""
     with hard_routing(model) if hard else nullcontext():
-        prediction = model(split.pixels, router_input(gate, split))
+        prediction = model(*inputs(gate, split))
     active_GT = (prediction.weights_GTE != 0).sum(-1)
     most = int(active_GT.max())
     if hard and most > k:
@@ -77,7 +77,7 @@ def evaluate(trained: TrainedModel, gate: Gate, data: TwoDigits, *, k: int) -> d
 def _load_by_class(model: TwoTaskModel, gate: Gate, split: Split) -> Tensor:
     """Share of a class's rows that use each expert when hard: (tasks, classes, E)."""
     with hard_routing(model):
-        weights_GTE = model(split.pixels, router_input(gate, split)).weights_GTE
+        weights_GTE = model(*inputs(gate, split)).weights_GTE
     return torch.stack(
         [
             torch.stack(
@@ -97,7 +97,7 @@ def _trees(model: TwoTaskModel, split: Split) -> list[dict[str, Any]]:
     router = model.mixture.routers[0]
     if not isinstance(router, CometRouter):
         return []
-    goes_left_TKQ = router.split_scores(split.pixels.reshape(-1, NUM_PIXELS)) >= 0
+    goes_left_TKQ = router.split_scores(model.center(split.pixels)) >= 0
     order = moe_gates.leaf_order(router.num_experts)
     trees = []
     for slot in range(router.num_slots):

@@ -23,13 +23,18 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever was written
-    """Read JSON, naming the file where it is damaged."""
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object that holds some keys, naming the file where it does not."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         msg = f"{path} is damaged ({error}); delete it and run again."
         raise DamagedFileError(msg) from error
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing or not isinstance(value, dict):
+        msg = f"{path} is damaged (it lacks {missing}); delete it and run again."
+        raise DamagedFileError(msg)
+    return value
 
 
 def remove_leftovers(folder: Path) -> None:

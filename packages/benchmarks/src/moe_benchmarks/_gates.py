@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from moe_benchmarks._model import TwoTaskModel
 from moe_benchmarks._settings import QuickstartSettings
@@ -15,6 +16,8 @@ from moe_runtime import CometRouter, DSelectKRouter, HashRouter, Router, TopKRou
 # problem a gate does well to harden early.
 COMET_GAMMA, COMET_ENTROPY_WEIGHT = 0.1, 3.0
 DSELECT_K_GAMMA, DSELECT_K_ENTROPY_WEIGHT = 0.1, 1.0
+
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ def _comet(settings: QuickstartSettings, _seed: int) -> Router:
 
 
 COMET = Gate("COMET", _comet)
-# The branch of COMET+ that continues with what the search found. COMET+ itself is this branch
-# or COMET, whichever the validation split prefers.
-COMET_SEARCHED = Gate("COMET searched", _comet, is_searched=True)
+# COMET that trains on with what a search found. COMET+ is this or COMET, whichever the
+# validation split prefers.
+COMET_SEARCHED = Gate("COMET with search", _comet, is_searched=True)
 TRAINED_GATES = (
     Gate("Hash", _hash, uses_ids=True),
     Gate("Top-k", _top_k),
@@ -71,19 +74,20 @@ COMET_PLUS = "COMET+"
 REPORTED_GATES = ("Hash", "Top-k", "DSelect-k", COMET.name, COMET_PLUS)
 
 
-def build_model(gate: Gate, settings: QuickstartSettings, seed: int) -> TwoTaskModel:
+def build_model(gate: Gate, settings: QuickstartSettings, seed: int, mean: Tensor) -> TwoTaskModel:
     """Build a gate's model; the seed determines its initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         routers = [gate.router(settings, seed + task) for task in range(len(TASKS))]
         return TwoTaskModel(
             routers,
+            mean,
             num_experts=settings.num_experts,
             hidden=settings.hidden,
             features=settings.features,
         )
 
 
-def router_input(gate: Gate, split: Split) -> torch.Tensor:
-    """Return what the gate routes by."""
-    return split.ids if gate.uses_ids else split.pixels
+def inputs(gate: Gate, split: Split, rows: Tensor | slice = ALL_ROWS) -> tuple[Tensor, ...]:
+    """Return what the gate's model takes of some rows: pixels, and ids if it routes by them."""
+    return (split.pixels[rows], *([split.ids[rows]] if gate.uses_ids else []))

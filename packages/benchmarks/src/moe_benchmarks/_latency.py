@@ -7,7 +7,7 @@ from typing import Any
 import onnxruntime as ort
 import torch
 
-from moe_benchmarks._gates import Gate, router_input
+from moe_benchmarks._gates import Gate, inputs
 from moe_benchmarks._model import TwoTaskModel
 from moe_benchmarks._two_digits import Split
 from moe_benchmarks.timing import interleaved_medians
@@ -30,12 +30,12 @@ def measure_latency(
     kernel = model.mixture.kernel
     for size in BATCH_SIZES:
         rows = torch.arange(size) % len(split)
-        inputs = [split.pixels[rows], router_input(gate, split)[rows]]
-        feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=False)}
+        taken = inputs(gate, split, rows)
+        feeds = {name: value.numpy() for name, value in zip(names, taken, strict=True)}
         medians = interleaved_medians(
             {
-                ALL_EXPERTS: partial(_call, model, inputs, "dense"),
-                SPARSE: partial(_call, model, inputs, kernel),
+                ALL_EXPERTS: partial(_call, model, taken, "dense"),
+                SPARSE: partial(_call, model, taken, kernel),
                 SERVED: partial(session.run, None, feeds),
             }
         )
@@ -50,7 +50,7 @@ def measure_latency(
 
 
 @torch.inference_mode()
-def _call(model: TwoTaskModel, inputs: list[torch.Tensor], kernel: str) -> None:
+def _call(model: TwoTaskModel, taken: tuple[torch.Tensor, ...], kernel: str) -> None:
     model.mixture.kernel = kernel
     with hard_routing(model):
-        model(*inputs)
+        model(*taken)

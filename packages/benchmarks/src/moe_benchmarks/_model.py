@@ -21,10 +21,23 @@ class Prediction(NamedTuple):
 
 
 class TwoTaskModel(nn.Module):
-    """Multi-gate mixture of two-layer experts, then a linear head a task."""
+    """Multi-gate mixture of two-layer experts, then a linear head a task.
+
+    The mean of the training pictures is subtracted first. Without that, a split of a tree sees
+    much the same score for every picture, and each gate, Top-k too, ends up sending all rows
+    to one and the same pair of experts.
+    """
+
+    mean: Tensor
 
     def __init__(
-        self, routers: Sequence[Router], *, num_experts: int, hidden: int, features: int
+        self,
+        routers: Sequence[Router],
+        mean: Tensor,
+        *,
+        num_experts: int,
+        hidden: int,
+        features: int,
     ) -> None:
         super().__init__()
         experts = Experts(
@@ -33,12 +46,17 @@ class TwoTaskModel(nn.Module):
             activation="relu",
             output_activation="relu",
         )
+        self.register_buffer("mean", mean.clone())
         self.mixture = MultiGateMixtureOfExperts(routers, experts)
         self.heads = nn.ModuleList(nn.Linear(features, NUM_CLASSES) for _ in routers)
 
-    def forward(self, pixels: Tensor, router_input: Tensor) -> Prediction:
-        """Read both digits of each picture."""
-        output_GTO, penalty, weights_GTE = self.mixture(pixels, router_input)
+    def center(self, pixels: Tensor) -> Tensor:
+        """Return what experts and gates see of a picture, (T, 100)."""
+        return pixels - self.mean
+
+    def forward(self, pixels: Tensor, ids: Tensor | None = None) -> Prediction:
+        """Read both digits of each picture; `ids` is for gates that route by them."""
+        output_GTO, penalty, weights_GTE = self.mixture(self.center(pixels), ids)
         logits = tuple(head(y) for head, y in zip(self.heads, output_GTO, strict=True))
         return Prediction(logits, penalty, weights_GTE)
 
@@ -52,5 +70,5 @@ class Reader(nn.Module):
 
     def forward(self, pixels: Tensor, ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the logits of each task."""
-        logits: tuple[Tensor, ...] = self.model(pixels, pixels if ids is None else ids).logits
+        logits: tuple[Tensor, ...] = self.model(pixels, ids).logits
         return logits

@@ -1,6 +1,7 @@
 """The whole way on real data: train, search, evaluate, export, time, report; resumable."""
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from rich.progress import (
 
 from moe_benchmarks._evaluate import evaluate
 from moe_benchmarks._files import read_json, remove_leftovers, write_json, write_text
-from moe_benchmarks._gates import TRAINED_GATES, Gate, build_model, router_input
+from moe_benchmarks._folder import claim_folder
+from moe_benchmarks._gates import TRAINED_GATES, Gate, build_model, inputs
 from moe_benchmarks._latency import measure_latency
 from moe_benchmarks._model import Reader, TwoTaskModel
 from moe_benchmarks._report import render_report
@@ -39,6 +41,9 @@ EXAMPLE_ROWS = 512
 # The products here are too small to share between threads, and one thread adds in the same order
 # on a machine of any number of cores.
 NUM_THREADS = 1
+RESULT_KEYS = ("run", "seed", "gate", "history", "searches", "metrics", "load_by_class", "trees")
+EXPORT_KEYS = ("run", "sha256", "verification", "largest_error", "tolerance")
+LATENCY_KEYS = ("run", "batch_sizes", "milliseconds", "num_threads")
 PACKAGES = ("moe-benchmarks", "moe-gates", "moe-localsearch", "moe-runtime", "numpy", "torch")
 
 
@@ -54,13 +59,36 @@ class Run(NamedTuple):
         return f"{self.gate.name.lower().replace(' ', '-')}-seed{self.seed}"
 
 
-class FolderInUseError(ValueError):
-    """The output folder holds the results of other settings."""
+def run_quickstart(
+    settings: QuickstartSettings, folder: str | os.PathLike[str], console: Console
+) -> Path:
+    """Do whatever is not done yet in a folder.
 
+    Parameters
+    ----------
+    settings
+        What determines the numbers.
+    folder
+        New, empty, or begun with the same settings.
+    console
+        Where progress is shown; ``Console(quiet=True)`` shows none.
 
-def run_quickstart(settings: QuickstartSettings, folder: Path, console: Console) -> Path:
-    """Do whatever is not done yet in `folder`, and return the path of the report."""
-    _claim(folder, settings)
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    OutputFolderError
+        If the folder holds something else.
+    DamagedFileError, CheckpointError
+        If a file in it is damaged; deleting it makes the next run do that part again.
+    ExportError
+        If the exported model does not answer as PyTorch does.
+    """
+    folder = Path(folder)
+    claim_folder(folder, settings)
     remove_leftovers(folder)
     with _num_threads(NUM_THREADS):
         return _run(settings, folder, console)
@@ -77,7 +105,7 @@ def _run(settings: QuickstartSettings, folder: Path, console: Console) -> Path:
     write_json(folder / "results.json", results)
     served = best_to_serve(reported_results(results))
     run = next(run for run in _runs(settings) if run.name == served["run"])
-    model = _load_best(run, settings, folder)
+    model = _load_best(run, settings, folder, data)
     info = _export(run, model, folder, data, console)
     latency = _time(run, model, folder, data, console)
     report = folder / "report.html"
@@ -90,27 +118,6 @@ def _runs(settings: QuickstartSettings) -> list[Run]:
     return [Run(gate, seed) for seed in seeds for gate in TRAINED_GATES]
 
 
-def _claim(folder: Path, settings: QuickstartSettings) -> None:
-    """Refuse a folder that was begun with other settings or another version."""
-    path = folder / "settings.json"
-    wanted = {**settings.to_dict(), "version": version("moe-benchmarks")}
-    if not path.exists():
-        write_json(path, wanted)
-        return
-    found = read_json(path)
-    differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-    if differing:
-        changes = ", ".join(
-            f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
-            for name in differing
-        )
-        msg = (
-            f"{folder} holds a run with other settings ({changes}); "
-            "choose another folder with --out, or delete it."
-        )
-        raise FolderInUseError(msg)
-
-
 def _train_all(
     settings: QuickstartSettings, folder: Path, data: TwoDigits, console: Console
 ) -> list[Result]:
@@ -120,15 +127,24 @@ def _train_all(
         bar = progress.add_task("training", total=len(runs) * settings.epochs)
         for index, run in enumerate(runs):
             path = folder / "runs" / run.name / "result.json"
-            if path.exists():
-                result = read_json(path)
+            if path.exists() and _has_checkpoint(path.parent):
+                result = read_json(path, *RESULT_KEYS)
             else:
                 result = _train_one(run, settings, path.parent, data, progress, index)
                 write_json(path, result)
                 console.print(_line(run, result), soft_wrap=True)
             progress.update(bar, completed=(index + 1) * settings.epochs)
             results.append(result)
+        progress.update(bar, description=f"{len(runs)} models trained")
     return results
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether a run's model is there and whole; a damaged one is refused by name."""
+    path = folder / CHECKPOINT
+    if path.exists():
+        load_checkpoint(path)
+    return path.exists()
 
 
 def _train_one(
@@ -167,13 +183,15 @@ def _line(run: Run, result: Result) -> str:
         f"{task} {share:.1%}" for task, share in zip(TASKS, hard["accuracy"], strict=True)
     )
     return (
-        f"{run.gate.name:15} seed {run.seed}: test accuracy with hard routing {accuracy}, "
-        f"{hard['most_experts']} experts a row at most"
+        f"{run.gate.name:17} seed {run.seed}: test accuracy with hard routing {accuracy}, "
+        f"experts a row at most {hard['most_experts']}"
     )
 
 
-def _load_best(run: Run, settings: QuickstartSettings, folder: Path) -> TwoTaskModel:
-    model = build_model(run.gate, settings, run.seed)
+def _load_best(
+    run: Run, settings: QuickstartSettings, folder: Path, data: TwoDigits
+) -> TwoTaskModel:
+    model = build_model(run.gate, settings, run.seed, data.train.pixels.mean(0))
     checkpoint = load_checkpoint(folder / "runs" / run.name / CHECKPOINT)
     load_tensors(model, best_tensors(checkpoint.tensors))
     return model.eval()
@@ -185,14 +203,13 @@ def _export(
     """Export the model, unless the folder holds this very export, and say how exact it is."""
     target = folder / "model"
     done = folder / "export.json"
-    if not (done.exists() and _is_intact(target, read_json(done), run)):
+    if not (done.exists() and _is_intact(target, read_json(done, *EXPORT_KEYS), run)):
         names = ["pixels", "ids"] if run.gate.uses_ids else ["pixels"]
-        split = data.validation
-        examples = [split.pixels[:EXAMPLE_ROWS], router_input(run.gate, split)[:EXAMPLE_ROWS]]
+        examples = inputs(run.gate, data.validation, slice(EXAMPLE_ROWS))
         with console.status(f"exporting {run.name} to ONNX"):
             verification = export(
                 Reader(model),
-                examples[: len(names)],
+                examples,
                 target,
                 hard=True,
                 input_names=names,
@@ -207,7 +224,7 @@ def _export(
             "tolerance": TOLERANCE,
         }
         write_json(done, entry)
-    info: dict[str, Any] = read_json(done)
+    info = read_json(done, *EXPORT_KEYS)
     sizes = ", ".join(str(size) for size in info["verification"]["batch_sizes"])
     console.print(
         f"exported {run.name}: ONNX Runtime and PyTorch differ by at most "
@@ -235,9 +252,10 @@ def _time(
     run: Run, model: TwoTaskModel, folder: Path, data: TwoDigits, console: Console
 ) -> dict[str, Any]:
     path = folder / "latency.json"
-    if path.exists() and read_json(path)["run"] == run.name:
-        latency: dict[str, Any] = read_json(path)
-        return latency
+    if path.exists():
+        latency = read_json(path, *LATENCY_KEYS)
+        if latency["run"] == run.name:
+            return latency
     with console.status("timing selected experts against all of them"):
         latency = measure_latency(model, run.gate, data.test, folder / "model" / "model.onnx")
     latency = {"run": run.name, **latency}

@@ -45,6 +45,12 @@ def validation_loss(result: Result) -> float:
     return float(result["metrics"]["validation_hard"]["loss"])
 
 
+def title(result: Result) -> str:
+    """Name a model as the report does."""
+    gate = COMET_PLUS if result["gate"] == COMET_SEARCHED.name else result["gate"]
+    return f"{gate}, seed {result['seed']}"
+
+
 def best_to_serve(reported: dict[str, list[Result]]) -> Result:
     """Choose the model to export: the lowest validation loss."""
     every = [result for results in reported.values() for result in results]

@@ -32,7 +32,7 @@ class QuickstartSettings:
         """Refuse settings that cannot work, by name."""
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name))
-        for name in ("num_seeds", "epochs", "batch_size", "k", "hidden", "features"):
+        for name in ("num_seeds", "epochs", "batch_size", "hidden", "features"):
             _check_range(self, name, 1)
         for name in ("num_train", "num_validation", "num_test"):
             _check_range(self, name, 100)  # every digit class appears in every split

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from moe_benchmarks._gates import Gate, build_model, router_input
+from moe_benchmarks._gates import Gate, build_model, inputs
 from moe_benchmarks._model import Prediction, TwoTaskModel
 from moe_benchmarks._settings import QuickstartSettings
 from moe_benchmarks._two_digits import TASKS, Split, TwoDigits
@@ -23,6 +23,8 @@ from moe_runtime import (
     training_tensors,
 )
 
+# Standard errors above which the gain of a search on unseen rows is believed.
+CONFIRMED_FROM = 2.0
 # A run's checkpoint, and the prefix of the best epoch's weights in it.
 CHECKPOINT = "checkpoint.safetensors"
 BEST = "best."
@@ -49,6 +51,7 @@ class Search:
     standard_error: float
     accepted: bool
     num_moved: int  # positions that stand for another expert than before
+    num_positions: int  # over all trees
 
 
 @dataclass
@@ -83,7 +86,7 @@ def train(
     Returns the weights of the epoch with the lowest validation loss with hard routing, since
     that is how the model is served.
     """
-    model = build_model(gate, settings, seed)
+    model = build_model(gate, settings, seed, data.train.pixels.mean(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     history: list[Epoch] = []
@@ -151,10 +154,9 @@ def _train_epoch(
     batch_size: int,
 ) -> float:
     model.train()
-    by = router_input(gate, split)
     total = 0.0
     for rows in torch.split(order, batch_size):
-        prediction = model(split.pixels[rows], by[rows])
+        prediction = model(*inputs(gate, split, rows))
         loss = task_loss(prediction, split.labels[rows])
         optimizer.zero_grad(set_to_none=True)
         (loss + prediction.penalty).backward()
@@ -166,10 +168,10 @@ def _train_epoch(
 @torch.no_grad()
 def _validate(model: TwoTaskModel, gate: Gate, split: Split) -> tuple[float, float, float]:
     model.eval()
-    prediction = model(split.pixels, router_input(gate, split))
+    prediction = model(*inputs(gate, split))
     experts_per_row = (prediction.weights_GTE != 0).sum(-1).double().mean().item()
     with hard_routing(model):
-        hard = model(split.pixels, router_input(gate, split))
+        hard = model(*inputs(gate, split))
     return (
         task_loss(prediction, split.labels).item(),
         task_loss(hard, split.labels).item(),
@@ -196,7 +198,13 @@ def _search(model: TwoTaskModel, split: Split, rows: Tensor) -> list[Search]:
 
         assert isinstance(router, Router)
         before = router.permutation.clone()
-        result = search_permutation(model.mixture, task, split.pixels[rows], row_loss)
+        result = search_permutation(
+            model.mixture,
+            task,
+            model.center(split.pixels[rows]),
+            row_loss,
+            num_standard_errors=CONFIRMED_FROM,
+        )
         assert result.confirmation is not None
         found.append(
             Search(
@@ -207,6 +215,7 @@ def _search(model: TwoTaskModel, split: Split, rows: Tensor) -> list[Search]:
                 standard_error=result.confirmation.standard_error,
                 accepted=bool(result.confirmation.accepted),
                 num_moved=int(torch.ne(router.permutation, before).sum()),
+                num_positions=before.numel(),
             )
         )
     return found

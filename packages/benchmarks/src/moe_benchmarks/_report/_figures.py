@@ -70,7 +70,7 @@ def experts_per_row(reported: dict[str, list[Result]]) -> str:
         axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
-        axes.legend()
+        axes.legend(loc="upper right")
     return to_svg(figure, "experts")
 
 
@@ -83,15 +83,15 @@ def accuracy(reported: dict[str, list[Result]]) -> str:
                 values = [100 * r["metrics"]["test_hard"]["accuracy"][task] for r in results]
                 height = row + 0.15 * (2 * task - 1)
                 style: dict[str, Any] = {"marker": TASK_MARKERS[task], "color": COLORS[gate]}
-                axes.plot(
-                    values, [height] * len(values), linestyle="", alpha=0.35, markersize=5, **style
-                )
+                style["linestyle"] = ""
+                axes.plot(values, [height] * len(values), alpha=0.35, markersize=5, **style)
                 mean = sum(values) / len(values)
-                axes.plot(mean, height, markersize=8, label=name if row == 0 else None, **style)
+                label = f"{name} digit" if row == 0 else None
+                axes.plot(mean, height, markersize=8, label=label, **style)
         axes.set_yticks(range(len(reported)), list(reported))
         axes.invert_yaxis()
         axes.set(xlabel="test accuracy (%), hard routing")
-        axes.legend(loc="lower left", title="digit")
+        figure.legend(loc="outside lower center", ncols=2)
     return to_svg(figure, "accuracy")
 
 

@@ -7,8 +7,16 @@ import jinja2
 from moe_benchmarks._report import _figures
 from moe_benchmarks._report._findings import gate_finding, gate_row, search_finding, speed_finding
 from moe_benchmarks._report._tree import tree
-from moe_benchmarks._results import Mean, Result, best_to_serve, comet_to_draw, reported_results
+from moe_benchmarks._results import (
+    Mean,
+    Result,
+    best_to_serve,
+    comet_to_draw,
+    reported_results,
+    title,
+)
 from moe_benchmarks._settings import QuickstartSettings
+from moe_benchmarks._train import CONFIRMED_FROM
 from moe_benchmarks._two_digits import TASKS
 
 
@@ -35,7 +43,9 @@ def render_report(
         tasks=TASKS,
         rows=[gate_row(name, gate_results) for name, gate_results in reported.items()],
         served=served,
-        drawn=drawn,
+        served_title=title(served),
+        drawn_title=title(drawn),
+        confirmed_from=CONFIRMED_FROM,
         export=export,
         latency=latency,
         results=results,

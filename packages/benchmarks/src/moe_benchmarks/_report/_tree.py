@@ -8,7 +8,7 @@ from moe_benchmarks._report._figures import figure_named, to_svg
 
 WIDTH_PER_LEAF, LEVEL_HEIGHT = 0.62, 0.75  # inches
 THICKEST = 14  # points, the line that all rows take
-BRANCH, UNUSED, LEAF = "#009E73", "#cccccc", "#D55E00"
+BRANCH, UNUSED, LEAF = "#009E73", "#a8a8a8", "#D55E00"
 
 
 def tree(tree: dict[str, Any], name: str) -> str:
