@@ -2,17 +2,22 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from _reference import DIM, NUM_IDS, make_mixture
+from _reference import DIM, NUM_IDS, make_mixture, router_of
+from torch import nn
 
 from moe_runtime import (
     CometRouter,
+    DSelectKRouter,
     Experts,
     HashRouter,
     MixtureOfExperts,
     MultiGateMixtureOfExperts,
+    Router,
     TopKRouter,
 )
 
@@ -55,6 +60,81 @@ BAD_LAYERS: list[tuple[Callable[[], object], str]] = [
 def test_a_layer_that_cannot_be_is_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+def top_k() -> TopKRouter:
+    return TopKRouter(DIM, 4, k=2)
+
+
+# As a caller without type checking may write it.
+AnyNone: Any = None
+LAYERS_OF_ANYTHING: Any = (Experts, MixtureOfExperts, MultiGateMixtureOfExperts, CometRouter)
+AnyExperts, AnyMixture, AnyMultiGate, AnyComet = LAYERS_OF_ANYTHING
+
+MISTYPED_LAYERS: list[tuple[Callable[[], object], str]] = [
+    (lambda: AnyExperts(8, 20), "`widths` must be a sequence of integers, got int."),
+    (lambda: AnyExperts(8, None), "`widths` must be a sequence of integers, got NoneType."),
+    (lambda: AnyMixture(experts(), top_k()), "`router` must be a Router, got Experts."),
+    (lambda: AnyMixture(nn.Linear(DIM, 4), experts()), "`router` must be a Router, got Linear."),
+    (lambda: AnyMixture([top_k()], experts()), "`router` must be a Router, got list."),
+    (lambda: AnyMixture(top_k(), nn.Linear(DIM, 3)), "`experts` must be an Experts, got Linear."),
+    (
+        lambda: AnyMultiGate(top_k(), experts()),
+        "`routers` must be a sequence of Routers, got TopKRouter.",
+    ),
+    (
+        lambda: AnyMultiGate(experts(), [top_k()]),
+        "`routers` must be a sequence of Routers, got Experts.",
+    ),
+    (
+        lambda: AnyMultiGate([top_k(), nn.Linear(DIM, 4)], experts()),
+        "`routers[1]` must be a Router, got Linear.",
+    ),
+    (
+        lambda: AnyComet(DIM, 4, k=2, entropy_weight="a"),
+        "`entropy_weight` must be a number, got 'a'.",
+    ),
+    (
+        lambda: AnyComet(DIM, 4, k=2, entropy_weight=True),
+        "`entropy_weight` must be a number, got True.",
+    ),
+    (
+        lambda: DSelectKRouter(DIM, 4, k=2, unreachable_weight=AnyNone),
+        "`unreachable_weight` must be a number, got None.",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"), MISTYPED_LAYERS, ids=[case[1] for case in MISTYPED_LAYERS]
+)
+def test_a_layer_of_other_parts_is_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        build()
+
+
+def test_routers_may_come_in_a_module_list() -> None:
+    routers: Any = nn.ModuleList([top_k(), top_k()])
+    assert len(MultiGateMixtureOfExperts(routers, experts()).routers) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(np.zeros((3, DIM)), "ndarray"), ([[0.0] * DIM], "list"), (None, "NoneType")],
+    ids=["array", "list", "none"],
+)
+def test_an_input_that_is_no_tensor_is_refused(value: Any, kind: str) -> None:
+    mixture = make_mixture("comet")
+    for take in (mixture, mixture.route, router_of(mixture)):
+        with pytest.raises(TypeError, match=f"`x` must be a torch.Tensor, got {kind}."):
+            take(value)
+
+
+@pytest.mark.parametrize("name", ["hash", "comet"])
+def test_a_router_input_that_is_no_tensor_is_refused(name: str) -> None:
+    message = "`router_input` must be a torch.Tensor, got list."
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make_mixture(name)(torch.zeros(3, DIM), [0, 1, 2])
 
 
 @pytest.mark.parametrize("shape", [(3, DIM + 1), (DIM + 1,), ()], ids=str)
@@ -112,8 +192,22 @@ def test_features_of_another_leading_shape_are_refused() -> None:
 
 def test_a_hash_router_without_ids_says_so() -> None:
     mixture = MixtureOfExperts(HashRouter(NUM_IDS, 4), experts())
-    with pytest.raises(ValueError, match="`router_input` must hold integer ids"):
+    message = "`router_input` is required for a HashRouter: integer ids."
+    with pytest.raises(ValueError, match=re.escape(message)):
         mixture(torch.zeros(3, DIM))
+    with pytest.raises(ValueError, match="`router_input` must hold integer ids"):
+        mixture(torch.zeros(3, DIM), torch.zeros(3, DIM))
+
+
+@pytest.mark.parametrize("router", [TopKRouter, CometRouter, DSelectKRouter])
+def test_a_router_of_another_width_needs_its_own_input(router: Callable[..., Router]) -> None:
+    mixture = MixtureOfExperts(router(2, 4, k=1), experts())
+    message = "over 2 features: `x` has shape (3, 6)."
+    with pytest.raises(ValueError, match="`router_input` is required.*" + re.escape(message)):
+        mixture(torch.zeros(3, DIM))
+    message = "`router_input` must have shape (..., 2), got (3, 6)."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mixture(torch.zeros(3, DIM), torch.zeros(3, DIM))
 
 
 def test_router_features_may_have_a_width_of_their_own() -> None:

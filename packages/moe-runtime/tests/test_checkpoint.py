@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,8 @@ OPTIMIZERS: dict[str, Any] = {
     "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
     "sgd_momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
+    "adamw_amsgrad": lambda model: torch.optim.AdamW(model.parameters(), amsgrad=True),
+    "adafactor": lambda model: torch.optim.Adafactor(model.parameters()),
 }
 
 
@@ -216,6 +220,146 @@ def test_training_tensors_of_another_optimizer_are_refused_and_change_nothing(na
     assert torch.equal(model.weight, before)
 
 
+def stepped(make: Callable[..., torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's training tensors after one step."""
+    optimizer = make(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return training_tensors(model, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"optimizer.0.exp_avg": torch.ones(2)},
+            "optimizer.0.exp_avg has shape (2,), Adam keeps (2, 4)",
+        ),
+        ({"optimizer.1.step": torch.ones(2)}, "optimizer.1.step has shape (2,), Adam keeps ()"),
+        (
+            {"optimizer.1.exp_avg": None},
+            "optimizer.1 holds ['exp_avg_sq', 'step'], Adam keeps ['exp_avg', 'exp_",
+        ),
+        (
+            {"optimizer.1.more": torch.ones(2)},
+            "optimizer.1 holds ['exp_avg', 'exp_avg_sq', 'more', 'step'], Adam keeps",
+        ),
+    ],
+    ids=["shape", "scalar", "missing", "extra"],
+)
+def test_optimizer_state_that_does_not_fit_is_named_and_changes_nothing(
+    change: dict[str, Tensor | None], message: str
+) -> None:
+    offered = {**stepped(torch.optim.Adam, nn.Linear(4, 2)), **change}
+    tensors = {name: tensor for name, tensor in offered.items() if tensor is not None}
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    before = model.weight.detach().clone()
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        load_training_tensors(model, optimizer, tensors)
+    assert torch.equal(model.weight, before)
+    assert not optimizer.state
+
+
+MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("saved_by", "loaded_by"),
+    [
+        (torch.optim.Adam, MOMENTUM),
+        (MOMENTUM, torch.optim.Adam),
+        (MOMENTUM, torch.optim.SGD),
+        (torch.optim.Adam, partial(torch.optim.Adam, amsgrad=True)),
+    ],
+    ids=["adam_to_momentum", "momentum_to_adam", "momentum_to_sgd", "adam_to_amsgrad"],
+)
+def test_state_of_another_optimizer_is_refused_and_changes_nothing(
+    saved_by: Callable[..., torch.optim.Optimizer], loaded_by: Callable[..., torch.optim.Optimizer]
+) -> None:
+    tensors = stepped(saved_by, nn.Linear(4, 2))
+    model = nn.Linear(4, 2)
+    optimizer = loaded_by(model.parameters())
+    before = model.weight.detach().clone()
+    with pytest.raises(CheckpointError, match=r"optimizer\.0 holds .* keeps .*; optimizer\.1 "):
+        load_training_tensors(model, optimizer, tensors)
+    assert torch.equal(model.weight, before)
+    assert not optimizer.state
+
+
+def test_loading_steps_neither_the_optimizer_nor_its_scheduler() -> None:
+    tensors = stepped(torch.optim.Adam, nn.Linear(4, 2))
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    steps: list[object] = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(None))
+    groups = optimizer.state_dict()["param_groups"]
+    load_training_tensors(model, optimizer, tensors)
+    assert not steps
+    assert optimizer.state_dict()["param_groups"] == groups
+    loaded = training_tensors(model, optimizer)
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+def test_a_checkpoint_from_before_the_first_step_fits() -> None:
+    other = nn.Linear(4, 2)
+    tensors = training_tensors(other, torch.optim.Adam(other.parameters()))
+    model = nn.Linear(4, 2)
+    load_training_tensors(model, torch.optim.Adam(model.parameters()), tensors)
+    assert torch.equal(model.weight, other.weight)
+
+
+def test_a_checkpoint_where_its_tensors_belong_is_refused(saved: Path) -> None:
+    whole: Any = load_checkpoint(saved)
+    model = nn.Linear(4, 2)
+    message = "`tensors` must map names to tensors, got a Checkpoint: pass its `.tensors`."
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(TypeError, match=re.escape(message)):
+        load_tensors(model, whole)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        load_training_tensors(model, optimizer, whole)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        save_checkpoint(saved, whole)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (nn.Linear(4, 2), "`tensors` must be a mapping of names to tensors, got Linear."),
+        (None, "`tensors` must be a mapping of names to tensors, got NoneType."),
+        ({"k": 2}, "`tensors['k']` must be a torch.Tensor, got int."),
+        ({0: torch.ones(1)}, "`tensors` must be keyed by strings, got int."),
+    ],
+    ids=["module", "none", "number", "key"],
+)
+def test_what_is_not_named_tensors_is_refused(saved: Path, tensors: Any, message: str) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(TypeError, match=re.escape(message)):
+        save_checkpoint(saved, tensors)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        load_tensors(nn.Linear(4, 2), tensors)
+    assert saved.read_bytes() == before
+
+
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "a"
+    message = f"`path` must be in a folder that exists, got {missing}."
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        save_checkpoint(missing, {})
+    for folder in (str(tmp_path), ""):
+        message = f"`path` must be a file, got the folder {folder!r}."
+        with pytest.raises(IsADirectoryError, match=re.escape(message)):
+            save_checkpoint(folder, {})
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            load_checkpoint(folder)
+    nothing: Any = None
+    with pytest.raises(TypeError, match="`path` must be a path, got NoneType"):
+        load_checkpoint(nothing)
+
+
 def test_optimizer_state_that_is_no_tensor_is_refused() -> None:
     model = nn.Linear(4, 2)
     optimizer = torch.optim.LBFGS(model.parameters())
@@ -247,12 +391,23 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(
     assert saved.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "refusal", "message"),
+    [
+        ({"dtype": torch.float32}, TypeError, "`settings` must .* not JSON serializable"),
+        ({"experts": {1, 2}}, TypeError, "`settings` must .* not JSON serializable"),
+        ({"loss": float("nan")}, ValueError, "`settings` must .* not JSON compliant"),
+        ([1, 2], TypeError, "`settings` must be a mapping, got list."),
+        ([], TypeError, "`settings` must be a mapping, got list."),
+    ],
+    ids=["dtype", "set", "nan", "list", "empty_list"],
+)
 def test_settings_that_json_cannot_hold_are_refused_before_anything_is_written(
-    saved: Path,
+    saved: Path, settings: Any, refusal: type[Exception], message: str
 ) -> None:
     before = saved.read_bytes()
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        save_checkpoint(saved, {}, settings={"dtype": torch.float32})
+    with pytest.raises(refusal, match=message):
+        save_checkpoint(saved, {}, settings=settings)
     assert saved.read_bytes() == before
 
 

@@ -165,6 +165,13 @@ def test_a_refused_model_is_left_in_its_mode_and_routing(
             {"example_inputs": (torch.zeros(2, DIM, dtype=torch.float64),)},
             "`x` must have the parameters' dtype torch.float32, got torch.float64.",
         ),
+        (
+            {"input_names": ["y"]},
+            "must be all different and not empty, got ['y'] and ['y', 'penalty', 'weights'].",
+        ),
+        ({"output_names": ["y", "y", "z"]}, "must be all different and not empty"),
+        ({"output_names": ["y", "", "z"]}, "must be all different and not empty"),
+        ({"input_names": [""]}, "must be all different and not empty"),
         ({"tolerance": 0.0}, "`tolerance` must be > 0, got 0.0."),
         ({"tolerance": float("nan")}, "`tolerance` must be > 0, got nan."),
     ],
@@ -176,6 +183,51 @@ def test_a_bad_argument_is_refused(
     with pytest.raises(ValueError, match=re.escape(message)):
         export_mixture(mixture, tmp_path / "model", **options)
     assert not list(tmp_path.glob("model/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hard": "no"}, "`hard` must be a bool, got str."),
+        ({"tolerance": "a"}, "`tolerance` must be a number, got 'a'."),
+        (
+            {"example_inputs": torch.zeros(1, 8, DIM)},
+            "`example_inputs` must be a sequence of tensors, got Tensor.",
+        ),
+        (
+            {"example_inputs": (np.zeros((8, DIM), np.float32),)},
+            "`example_inputs[0]` must be a torch.Tensor, got ndarray.",
+        ),
+        ({"input_names": "x"}, "`input_names` must be a sequence of strings, got 'x'."),
+        ({"input_names": [0]}, "`input_names` must be a sequence of strings, got [0]."),
+        ({"output_names": None}, "`output_names` must be a sequence of strings, got NoneType."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_argument_of_another_type_is_refused(
+    tmp_path: Path, mixture: MixtureOfExperts, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        export_mixture(mixture, tmp_path / "model", **options)
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_is_no_module_is_refused(tmp_path: Path) -> None:
+    model: Any = torch.relu
+    with pytest.raises(TypeError, match=r"`model` must be a torch.nn.Module, got builtin_function"):
+        export_mixture(model, tmp_path)
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, mixture: MixtureOfExperts) -> None:
+    path = tmp_path / "a"
+    path.write_text("text")
+    message = f"`folder` must be a folder, got the file {path}."
+    with pytest.raises(NotADirectoryError, match=re.escape(message)):
+        export_mixture(mixture, path)
+    nothing: Any = None
+    with pytest.raises(TypeError, match="`folder` must be a path, got NoneType"):
+        export_mixture(mixture, nothing)
+    assert path.read_text() == "text"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

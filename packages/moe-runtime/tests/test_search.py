@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _reference import DIM, ROUTERS, awake, draw_inputs, make_mixture, router_of
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_runtime import Experts, MultiGateMixtureOfExperts, search_permutation
 
@@ -109,11 +109,10 @@ def test_a_hash_gate_is_searched_by_its_ids() -> None:
     assert torch.equal(mixture(x, ids).output, targets)
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 2])
-def test_too_few_rows_to_confirm_change_nothing(num_rows: int) -> None:
+def test_one_row_confirms_nothing() -> None:
     mixture = make_mixture("comet")
     before = router_of(mixture).permutation.clone()
-    result = search_permutation(mixture, 0, torch.randn(num_rows, DIM), lambda o, _: o.sum(-1))
+    result = search_permutation(mixture, 0, torch.randn(2, DIM), lambda o, _: o.sum(-1))
     assert result.confirmation is not None
     assert not result.confirmation.accepted
     assert torch.equal(router_of(mixture).permutation, before)
@@ -130,6 +129,9 @@ def test_too_few_rows_to_confirm_change_nothing(num_rows: int) -> None:
         ({"x": torch.zeros(DIM)}, "`x` must have shape (T, 6), got (6,)."),
         ({"x": torch.zeros(2, 3, DIM)}, "`x` must have shape (T, 6), got (2, 3, 6)."),
         ({"x": torch.zeros(3, 5)}, "`x` must have shape (T, 6), got (3, 5)."),
+        ({"x": torch.zeros(0, DIM)}, "with `confirm_share`=0.5, got 0 rows."),
+        ({"x": torch.zeros(1, DIM)}, "with `confirm_share`=0.5, got 1 rows."),
+        ({"confirm_share": 0.99}, "`x` must have rows to search and rows to confirm"),
         ({"x": torch.full((3, DIM), torch.nan)}, "`x` must be finite, got 18 non-finite"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -139,3 +141,28 @@ def test_a_bad_argument_is_refused(options: dict[str, Any], message: str) -> Non
     gate, x = given.pop("gate"), given.pop("x")
     with pytest.raises(ValueError, match=re.escape(message)):
         search_permutation(make_mixture("comet"), gate, x, lambda o, _: o.sum(-1), **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gate": "0"}, "`gate` must be an integer, got str."),
+        ({"x": [[0.0] * DIM]}, "`x` must be a torch.Tensor, got list."),
+        ({"router_input": [0]}, "`router_input` must be a torch.Tensor, got list."),
+        ({"row_loss": None}, "`row_loss` must be a function, got NoneType."),
+        ({"confirm_share": "a"}, "`confirm_share` must be a number, got 'a'."),
+        ({"num_standard_errors": None}, "`num_standard_errors` must be a number, got None."),
+        ({"mixture": nn.Linear(2, 2)}, "`mixture` must be a mixture, got Linear."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_argument_of_another_type_is_refused(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {
+        "mixture": make_mixture("comet"),
+        "gate": 0,
+        "x": torch.zeros(8, DIM),
+        "row_loss": lambda output, _: output.sum(-1),
+        **options,
+    }
+    with pytest.raises(TypeError, match=re.escape(message)):
+        search_permutation(**given)

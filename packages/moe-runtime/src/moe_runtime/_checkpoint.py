@@ -1,8 +1,10 @@
 """Checkpoints that are whole or refused: one safetensors file, written beside and renamed."""
 
+import copy
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from moe_runtime._checks import check_tensor, check_type
 
 FORMAT_VERSION = 1
 
@@ -45,9 +49,20 @@ def save_checkpoint(
         For instance ``model.state_dict()``, or `training_tensors`.
     settings
         Anything that JSON can hold.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If the folder of `path` does not exist, or `path` is a folder.
+    TypeError, ValueError
+        If `tensors` or `settings` cannot be saved. Nothing is written then.
     """
-    path = Path(path)
-    settings_json = json.dumps(dict(settings or {}), sort_keys=True)
+    path = _file_path(path, IsADirectoryError)
+    if not path.parent.is_dir():
+        msg = f"`path` must be in a folder that exists, got {path}."
+        raise FileNotFoundError(msg)
+    _check_tensors(tensors)
+    settings_json = _to_json({} if settings is None else settings)
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {
         "format_version": str(FORMAT_VERSION),
@@ -77,7 +92,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     CheckpointError
         If the file is missing, truncated, altered, or of another format or version.
     """
-    path = Path(path)
+    path = _file_path(path, CheckpointError)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -109,6 +124,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     CheckpointError
         If names or shapes differ; the module is then unchanged.
     """
+    _check_tensors(tensors)
+    _check_model_fits(module, tensors)
+    module.load_state_dict(dict(tensors))
+
+
+def _check_model_fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     wanted = module.state_dict()
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{name} is not part of the model" for name in tensors if name not in wanted]
@@ -120,7 +141,6 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if problems:
         msg = f"the checkpoint does not fit the model: {'; '.join(problems)}."
         raise CheckpointError(msg)
-    module.load_state_dict(dict(tensors))
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -141,7 +161,18 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 def load_training_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `training_tensors` collected; learning rates stay as constructed."""
+    """Put back what `training_tensors` collected; learning rates stay as constructed.
+
+    What an optimizer keeps of a parameter is found by stepping a copy of it once, on zeros
+    of that parameter's shape. A parameter may have no state: it has not been stepped yet.
+
+    Raises
+    ------
+    CheckpointError
+        If the model's tensors do not fit it, or the optimizer would not keep just these
+        tensors in these shapes; model and optimizer are then unchanged.
+    """
+    _check_tensors(tensors)
     prefix = "model."
     model_tensors = {
         name.removeprefix(prefix): tensor
@@ -161,10 +192,78 @@ def load_training_tensors(
             )
             raise CheckpointError(msg)
         state.setdefault(int(index), {})[key] = tensor
+    _check_model_fits(model, model_tensors)
+    _check_state_fits(optimizer, state)
     load_tensors(model, model_tensors)
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+
+
+def _check_state_fits(
+    optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Tensor]]
+) -> None:
+    owners = [(group, each) for group in optimizer.param_groups for each in group["params"]]
+    problems = []
+    for index, offered in sorted(state.items()):
+        wanted = _kept_state(optimizer, *owners[index])
+        if offered.keys() != wanted.keys():
+            problems.append(
+                f"optimizer.{index} holds {sorted(offered)}, "
+                f"{type(optimizer).__name__} keeps {sorted(wanted)}"
+            )
+            continue
+        problems += [
+            f"optimizer.{index}.{key} has shape {tuple(tensor.shape)}, "
+            f"{type(optimizer).__name__} keeps {tuple(wanted[key].shape)}"
+            for key, tensor in offered.items()
+            if tensor.shape != wanted[key].shape
+        ]
+    if problems:
+        msg = f"the checkpoint does not fit the optimizer: {'; '.join(problems)}."
+        raise CheckpointError(msg)
+
+
+def _kept_state(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
+) -> dict[str, Tensor]:
+    """Return what the optimizer keeps of a parameter after its first step."""
+    stand_in = nn.Parameter(torch.zeros_like(parameter))
+    stand_in.grad = torch.zeros_like(parameter)
+    # As pickle copies it: with its options, without the hooks and a scheduler's wrapper.
+    fresh = copy.copy(optimizer)
+    fresh.state = defaultdict(dict)
+    fresh.param_groups = [{**group, "params": [stand_in]}]
+    fresh.step()
+    return dict(fresh.state[stand_in])
+
+
+def _file_path(path: str | os.PathLike[str], refusal: type[Exception]) -> Path:
+    check_type("path", path, (str, os.PathLike), "a path")
+    # The empty path is the current folder.
+    if Path(path).is_dir():
+        msg = f"`path` must be a file, got the folder {os.fspath(path)!r}."
+        raise refusal(msg)
+    return Path(path)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    if isinstance(tensors, Checkpoint):
+        msg = "`tensors` must map names to tensors, got a Checkpoint: pass its `.tensors`."
+        raise TypeError(msg)
+    check_type("tensors", tensors, Mapping, "a mapping of names to tensors")
+    for name, tensor in tensors.items():
+        check_type("tensors", name, str, "keyed by strings")
+        check_tensor(f"tensors[{name!r}]", tensor)
+
+
+def _to_json(settings: Mapping[str, Any]) -> str:
+    check_type("settings", settings, Mapping, "a mapping")
+    try:
+        return json.dumps(dict(settings), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        msg = f"`settings` must be what JSON can hold: {error}."
+        raise type(error)(msg) from error
 
 
 def _digest(tensors: Mapping[str, Tensor], settings_json: str) -> str:

@@ -1,7 +1,30 @@
 """Checks at the public boundary: one message form for all of them."""
 
+from numbers import Real
+
 import torch
 from torch import Tensor
+
+
+def check_type(
+    name: str, value: object, allowed: type | tuple[type, ...], description: str
+) -> None:
+    """Refuse anything but an instance of `allowed`, which the message calls `description`."""
+    if not isinstance(value, allowed):
+        msg = f"`{name}` must be {description}, got {type(value).__name__}."
+        raise TypeError(msg)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse arrays, lists and whatever else is not a tensor."""
+    check_type(name, value, Tensor, "a torch.Tensor")
+
+
+def check_number(name: str, value: object) -> None:
+    """Refuse anything but a real number; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        msg = f"`{name}` must be a number, got {value!r}."
+        raise TypeError(msg)
 
 
 def check_positive(name: str, value: object, *, minimum: int = 1) -> None:
@@ -13,6 +36,7 @@ def check_positive(name: str, value: object, *, minimum: int = 1) -> None:
 
 def check_non_negative(name: str, value: float) -> None:
     """Refuse negative and non-finite numbers."""
+    check_number(name, value)
     if not 0 <= value < float("inf"):
         msg = f"`{name}` must be finite and >= 0, got {value!r}."
         raise ValueError(msg)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from moe_runtime._checks import check_positive
+from moe_runtime._checks import check_positive, check_type
 from moe_runtime._grouped import grouped_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -78,6 +78,7 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         check_positive("num_experts", num_experts)
+        check_type("widths", widths, Sequence, "a sequence of integers")
         if len(widths) < 2:
             msg = f"`widths` must name at least the input and the output, got {tuple(widths)}."
             raise ValueError(msg)

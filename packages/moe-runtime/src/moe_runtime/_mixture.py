@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moe_runtime._checks import check_dtype, check_finite, check_last_axis
+from moe_runtime._checks import check_dtype, check_finite, check_last_axis, check_tensor, check_type
 from moe_runtime._experts import Experts
 from moe_runtime._grouped import combine, gather_rows
 from moe_runtime._plan import gate_weights, make_plan
@@ -61,10 +61,13 @@ class MultiGateMixtureOfExperts(nn.Module):
         self, routers: Sequence[Router], experts: Experts, *, kernel: str = "auto"
     ) -> None:
         super().__init__()
+        check_type("routers", routers, (Sequence, nn.ModuleList), "a sequence of Routers")
+        check_type("experts", experts, Experts, "an Experts")
         if not routers:
             msg = "`routers` must hold at least one router, got none."
             raise ValueError(msg)
-        for router in routers:
+        for gate, router in enumerate(routers):
+            check_type(f"routers[{gate}]", router, Router, "a Router")
             if router.num_experts != experts.num_experts:
                 msg = (
                     f"`routers` must route over the experts' num_experts={experts.num_experts}, "
@@ -80,10 +83,15 @@ class MultiGateMixtureOfExperts(nn.Module):
 
     def route(self, x: Tensor, router_input: Tensor | None = None) -> list[Routing]:
         """Route rows through every gate, without running an expert."""
-        router_input = x if router_input is None else router_input
-        if router_input.is_floating_point():
-            check_finite("router_input" if router_input is not x else "x", router_input)
-        return [router(router_input) for router in self.routers]
+        name, given = ("x", x) if router_input is None else ("router_input", router_input)
+        check_tensor(name, given)
+        if given.is_floating_point():
+            check_finite(name, given)
+        if router_input is None:
+            for router in self.routers:
+                assert isinstance(router, Router)
+                router.check_shared_input(x)
+        return [router(given) for router in self.routers]
 
     def forward(self, x: Tensor, router_input: Tensor | None = None) -> MixtureOutput:
         """Mix the experts' outputs for each gate.
@@ -100,6 +108,7 @@ class MultiGateMixtureOfExperts(nn.Module):
         MixtureOutput
             Output (G, ..., O), penalty, and weights (G, ..., E).
         """
+        check_tensor("x", x)
         check_last_axis("x", x, self.experts.in_features)
         check_dtype("x", x, self.experts.dtype)
         if router_input is not None:
@@ -145,6 +154,7 @@ class MixtureOfExperts(MultiGateMixtureOfExperts):
     """
 
     def __init__(self, router: Router, experts: Experts, *, kernel: str = "auto") -> None:
+        check_type("router", router, Router, "a Router")
         super().__init__([router], experts, kernel=kernel)
 
     def forward(self, x: Tensor, router_input: Tensor | None = None) -> MixtureOutput:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 import moe_gates
-from moe_runtime._checks import check_positive
+from moe_runtime._checks import check_positive, check_tensor
 
 
 class Routing(NamedTuple):
@@ -40,6 +40,8 @@ class Router(nn.Module, ABC):
     """
 
     permutation: Tensor
+    # Features of a row that the gate reads; None where it does not read features.
+    in_features: int | None = None
 
     def __init__(self, num_experts: int, *, k: int, num_slots: int) -> None:
         super().__init__()
@@ -60,8 +62,18 @@ class Router(nn.Module, ABC):
     def gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slot weights (..., K, E) by position, and the penalty."""
 
+    def check_shared_input(self, x: Tensor) -> None:
+        """Refuse to route on the experts' input where the gate reads something else."""
+        if self.in_features is not None and x.shape[-1:] != (self.in_features,):
+            msg = (
+                f"`router_input` is required for a {type(self).__name__} over "
+                f"{self.in_features} features: `x` has shape {tuple(x.shape)}."
+            )
+            raise ValueError(msg)
+
     def forward(self, x: Tensor) -> Routing:
         """Route rows: weights (..., E) for input of shape (..., D)."""
+        check_tensor("x", x)
         with torch.autocast(x.device.type, enabled=False):
             slot_weights, penalty = self.gate(x)
             permuted = moe_gates.permute(slot_weights, self.permutation, xp=xp)
@@ -69,6 +81,7 @@ class Router(nn.Module, ABC):
 
     def set_permutation(self, permutation: Tensor) -> None:
         """Let position i of slot k stand for expert ``permutation[k, i]``."""
+        check_tensor("permutation", permutation)
         expected = torch.arange(self.num_experts, device=permutation.device)
         if permutation.shape != self.permutation.shape or not torch.equal(
             permutation.sort(-1).values, expected.expand_as(permutation)

@@ -39,6 +39,11 @@ class HashRouter(Router):
         table = moe_gates.hash_table(num_ids, num_experts=num_experts, seed=seed, xp=xp)
         self.register_buffer("table", table)
 
+    def check_shared_input(self, x: Tensor) -> None:  # noqa: ARG002 - refused, whatever it is
+        """Refuse: features are no ids."""
+        msg = "`router_input` is required for a HashRouter: integer ids."
+        raise ValueError(msg)
+
     def gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return one-hot weights for ids of any shape, and no penalty."""
         if x.is_floating_point() or x.is_complex() or x.dtype is torch.bool:
@@ -71,6 +76,7 @@ class TopKRouter(Router):
     def __init__(self, dim: int, num_experts: int, *, k: int) -> None:
         super().__init__(num_experts, k=k, num_slots=1)
         check_positive("dim", dim)
+        self.in_features = dim
         self.score = nn.Linear(dim, num_experts)
 
     def gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +119,7 @@ class DSelectKRouter(Router):
         check_positive("num_experts", num_experts, minimum=2)
         super().__init__(num_experts, k=k, num_slots=k)
         check_positive("dim", dim)
+        self.in_features = dim
         moe_gates.check_gamma(gamma)
         check_non_negative("entropy_weight", entropy_weight)
         check_non_negative("unreachable_weight", unreachable_weight)
@@ -172,6 +179,7 @@ class CometRouter(Router):
         check_positive("num_experts", num_experts, minimum=2)
         super().__init__(num_experts, k=k, num_slots=k)
         check_positive("dim", dim)
+        self.in_features = dim
         moe_gates.check_gamma(gamma)
         check_non_negative("entropy_weight", entropy_weight)
         self.gamma = gamma

@@ -4,6 +4,7 @@ Axes: T rows, E experts, K slots, R rows of a block, O output features.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import moe_localsearch
+from moe_runtime._checks import check_number, check_tensor, check_type
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._router import Router
 
@@ -60,8 +62,16 @@ def search_permutation(
     Raises
     ------
     ValueError
-        If `gate` or `confirm_share` is out of range, or `x` is not (T, D).
+        If `gate` or `confirm_share` is out of range, or `x` is not (T, D) with rows for both.
+    TypeError
+        If an argument is of another type.
     """
+    check_type("mixture", mixture, MultiGateMixtureOfExperts, "a mixture")
+    check_type("gate", gate, Integral, "an integer")
+    check_tensor("x", x)
+    check_type("row_loss", row_loss, Callable, "a function")  # type: ignore[arg-type]
+    check_number("confirm_share", confirm_share)
+    check_number("num_standard_errors", num_standard_errors)
     num_gates = len(mixture.routers)
     if not 0 <= gate < num_gates:
         msg = f"`gate` must be in [0, {num_gates - 1}], got {gate!r}."
@@ -71,6 +81,13 @@ def search_permutation(
         raise ValueError(msg)
     if x.ndim != 2 or x.shape[1] != mixture.experts.in_features:
         msg = f"`x` must have shape (T, {mixture.experts.in_features}), got {tuple(x.shape)}."
+        raise ValueError(msg)
+    num_searched = x.shape[0] - round(confirm_share * x.shape[0])
+    if not 0 < num_searched < x.shape[0]:
+        msg = (
+            f"`x` must have rows to search and rows to confirm with `confirm_share`="
+            f"{confirm_share}, got {x.shape[0]} rows."
+        )
         raise ValueError(msg)
     router = mixture.routers[gate]
     assert isinstance(router, Router)
@@ -82,7 +99,6 @@ def search_permutation(
         losses = row_loss(output, torch.from_numpy(rows).to(x.device))
         return losses.double().cpu().numpy()
 
-    num_searched = x.shape[0] - round(confirm_share * x.shape[0])
     result = moe_localsearch.relabel_slots(
         slot_weights_TKE.cpu().numpy(),
         outputs_TEO.float().cpu().numpy(),

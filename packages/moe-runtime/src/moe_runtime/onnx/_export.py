@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import moe_runtime
+from moe_runtime._checks import check_number, check_tensor, check_type
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._router import hard_routing
 from moe_runtime.onnx._decided import decided_rows
@@ -79,13 +80,26 @@ def export(
     ExportError
         If the answers differ by more than `tolerance`, or are not numbers: no model is
         written, and one that an earlier export had left is not touched.
+    TypeError, ValueError, NotADirectoryError
+        If an argument is not what it must be, before anything is written.
     ModuleNotFoundError
         If the ``onnx`` extra is not installed.
     """
     for name in _PACKAGES:
         require(name)
-    _check(model, example_inputs, input_names, tolerance)
+    check_type("hard", hard, bool, "a bool")
+    _check_model(model)
+    _check_inputs(example_inputs)
+    _check_names(input_names, output_names, len(example_inputs))
+    check_number("tolerance", tolerance)
+    if not tolerance > 0:
+        msg = f"`tolerance` must be > 0, got {tolerance!r}."
+        raise ValueError(msg)
+    check_type("folder", folder, (str, os.PathLike), "a path")
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        msg = f"`folder` must be a folder, got the file {folder}."
+        raise NotADirectoryError(msg)
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{MODEL_FILE}.{os.getpid()}.tmp"
     routing = hard_routing(model) if hard else nullcontext()
@@ -114,22 +128,8 @@ def export(
     return verification
 
 
-def _check(
-    model: nn.Module, example_inputs: Sequence[Tensor], input_names: Sequence[str], tolerance: float
-) -> None:
-    if len(input_names) != len(example_inputs):
-        msg = (
-            f"`input_names` must name each of the {len(example_inputs)} `example_inputs`, "
-            f"got {list(input_names)}."
-        )
-        raise ValueError(msg)
-    rows = [example.shape[0] if example.ndim else 0 for example in example_inputs]
-    if not rows or min(rows) < 2 or len(set(rows)) > 1:
-        msg = f"`example_inputs` must be tensors with the same number of rows >= 2, got {rows}."
-        raise ValueError(msg)
-    if not tolerance > 0:
-        msg = f"`tolerance` must be > 0, got {tolerance!r}."
-        raise ValueError(msg)
+def _check_model(model: nn.Module) -> None:
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     wrong = sorted(
         f"{name} is {parameter.dtype} on {parameter.device}"
         for name, parameter in model.named_parameters()
@@ -137,6 +137,38 @@ def _check(
     )
     if wrong:
         msg = f"`model` must be float32 and on the CPU to be exported: {'; '.join(wrong)}."
+        raise ValueError(msg)
+
+
+def _check_inputs(example_inputs: Sequence[Tensor]) -> None:
+    check_type("example_inputs", example_inputs, Sequence, "a sequence of tensors")
+    for index, example in enumerate(example_inputs):
+        check_tensor(f"example_inputs[{index}]", example)
+    rows = [example.shape[0] if example.ndim else 0 for example in example_inputs]
+    if not rows or min(rows) < 2 or len(set(rows)) > 1:
+        msg = f"`example_inputs` must be tensors with the same number of rows >= 2, got {rows}."
+        raise ValueError(msg)
+
+
+def _check_names(input_names: Sequence[str], output_names: Sequence[str], num_inputs: int) -> None:
+    for argument, names in (("input_names", input_names), ("output_names", output_names)):
+        check_type(argument, names, Sequence, "a sequence of strings")
+        # A string is a sequence of strings too, but never the names that were meant.
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            msg = f"`{argument}` must be a sequence of strings, got {names!r}."
+            raise TypeError(msg)
+    if len(input_names) != num_inputs:
+        msg = (
+            f"`input_names` must name each of the {num_inputs} `example_inputs`, "
+            f"got {list(input_names)}."
+        )
+        raise ValueError(msg)
+    every = [*input_names, *output_names]
+    if "" in every or len(set(every)) < len(every):
+        msg = (
+            "`input_names` and `output_names` must be all different and not empty, "
+            f"got {list(input_names)} and {list(output_names)}."
+        )
         raise ValueError(msg)
 
 
