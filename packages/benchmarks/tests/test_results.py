@@ -44,9 +44,9 @@ def test_the_finding_says_so_when_the_search_gains_nothing() -> None:
 
 
 def test_the_finding_says_what_the_search_gains() -> None:
-    text = search_finding(results([0.3, 0.3], [0.2, 0.4]))
+    text = search_finding(results([0.3, 0.3], [0.2, 0.5]))
     assert "lower validation loss than COMET for 1 of 2 seeds" in text
-    assert "0.0000 ± 0.1000 nats on average" in text
+    assert "mean difference -0.0500 ± 0.1500 nats" in text
     assert "better in validation loss by 0.0500 nats" in text
     assert "+0.00 ± 0.00 percentage points" in text
 
@@ -55,7 +55,7 @@ def test_the_finding_says_when_another_gate_is_ahead() -> None:
     every = results([10.0, 10.1, 10.2], [10.0, 10.1, 10.2])
     text = gate_finding(reported_results(every))
     assert "lowest validation loss here, not COMET+" in text
-    assert "COMET+ is 1.100 ± 0.058 nats behind, seed by seed" in text
+    assert "COMET+ is 1.100 ± 0.058 nats behind, paired by seed" in text
 
 
 def test_the_finding_calls_chance_chance() -> None:

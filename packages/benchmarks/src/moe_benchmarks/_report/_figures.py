@@ -53,7 +53,7 @@ def loss_curves(reported: dict[str, list[Result]]) -> str:
         axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=3)
     return to_svg(figure, "loss")
 
 
@@ -70,7 +70,7 @@ def experts_per_row(reported: dict[str, list[Result]]) -> str:
         axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
-        axes.legend(loc="upper right")
+        figure.legend(loc="outside lower center", ncols=3)
     return to_svg(figure, "experts")
 
 

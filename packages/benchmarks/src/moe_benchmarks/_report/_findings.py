@@ -67,7 +67,7 @@ def gate_finding(reported: dict[str, list[Result]]) -> str:
     if len(losses[best]) == 1:
         return f"{text}, on one seed, which cannot tell them apart."
     apart = difference.value > APART * difference.standard_error
-    return f"{text}{'' if apart else ', which is not more than chance'}, seed by seed."
+    return f"{text}{'' if apart else ', which is not more than chance'}, paired by seed."
 
 
 def search_finding(results: list[Result]) -> str:
@@ -92,10 +92,10 @@ def search_finding(results: list[Result]) -> str:
     return (
         f"{confirmed} of {len(searches)} searches were confirmed. Training on with what they found "
         f"ended with a lower validation loss than {COMET.name} for {better} of {len(gains)} seeds "
-        f"(by {own.value:.4f} ± {own.standard_error:.4f} nats on average; negative is higher). "
+        f"(mean difference {own.value:.4f} ± {own.standard_error:.4f} nats, positive is lower). "
         f"{COMET_PLUS}, the better of the two for each seed, is {verdict}. On the test rows, which "
-        f"chose nothing, it reads {on_test.value:+.2f} ± {on_test.standard_error:.2f} percentage "
-        f"points more of the digits than {COMET.name}."
+        f"chose nothing, its accuracy differs from {COMET.name}'s by {on_test.value:+.2f} ± "
+        f"{on_test.standard_error:.2f} percentage points."
     )
 
 
