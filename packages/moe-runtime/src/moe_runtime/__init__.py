@@ -7,15 +7,14 @@ from moe_runtime._checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_tensors,
-    load_training_tensors,
     save_checkpoint,
-    training_tensors,
 )
 from moe_runtime._experts import Experts
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
 from moe_runtime._router import Router, Routing, hard_routing
 from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
 from moe_runtime._search import search_permutation
+from moe_runtime._training_state import load_training_tensors, training_tensors
 
 __version__ = version("moe-runtime")
 

@@ -1,10 +1,8 @@
 """Checkpoints that are whole or refused: one safetensors file, written beside and renamed."""
 
-import copy
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +59,7 @@ def save_checkpoint(
     if not path.parent.is_dir():
         msg = f"`path` must be in a folder that exists, got {path}."
         raise FileNotFoundError(msg)
-    _check_tensors(tensors)
+    check_tensors(tensors)
     settings_json = _to_json({} if settings is None else settings)
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {
@@ -124,12 +122,13 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     CheckpointError
         If names or shapes differ; the module is then unchanged.
     """
-    _check_tensors(tensors)
-    _check_model_fits(module, tensors)
+    check_tensors(tensors)
+    check_model_fits(module, tensors)
     module.load_state_dict(dict(tensors))
 
 
-def _check_model_fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def check_model_fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not just the module's, naming each that is wrong."""
     wanted = module.state_dict()
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{name} is not part of the model" for name in tensors if name not in wanted]
@@ -143,101 +142,6 @@ def _check_model_fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(msg)
 
 
-def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Collect a model's and its optimiser's tensors under one set of names."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if not isinstance(value, Tensor):
-                msg = (
-                    f"`optimizer` must keep its state in tensors, got {value!r} as {name!r} of "
-                    f"{type(optimizer).__name__}."
-                )
-                raise TypeError(msg)
-            tensors[f"optimizer.{index}.{name}"] = value
-    return tensors
-
-
-def load_training_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    """Put back what `training_tensors` collected; learning rates stay as constructed.
-
-    What an optimizer keeps of a parameter is found by stepping a copy of it once, on zeros
-    of that parameter's shape. A parameter may have no state: it has not been stepped yet.
-
-    Raises
-    ------
-    CheckpointError
-        If the model's tensors do not fit it, or the optimizer would not keep just these
-        tensors in these shapes; model and optimizer are then unchanged.
-    """
-    _check_tensors(tensors)
-    prefix = "model."
-    model_tensors = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-    state: dict[int, dict[str, Tensor]] = {}
-    num_parameters = sum(len(group["params"]) for group in optimizer.param_groups)
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            continue
-        owner, index, key = [*name.split(".", 2), "", ""][:3]
-        if owner != "optimizer" or not index.isdecimal() or int(index) >= num_parameters:
-            msg = (
-                f"the checkpoint does not fit the optimizer: {name} belongs to none of its "
-                f"{num_parameters} parameters."
-            )
-            raise CheckpointError(msg)
-        state.setdefault(int(index), {})[key] = tensor
-    _check_model_fits(model, model_tensors)
-    _check_state_fits(optimizer, state)
-    load_tensors(model, model_tensors)
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-
-
-def _check_state_fits(
-    optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Tensor]]
-) -> None:
-    owners = [(group, each) for group in optimizer.param_groups for each in group["params"]]
-    problems = []
-    for index, offered in sorted(state.items()):
-        wanted = _kept_state(optimizer, *owners[index])
-        if offered.keys() != wanted.keys():
-            problems.append(
-                f"optimizer.{index} holds {sorted(offered)}, "
-                f"{type(optimizer).__name__} keeps {sorted(wanted)}"
-            )
-            continue
-        problems += [
-            f"optimizer.{index}.{key} has shape {tuple(tensor.shape)}, "
-            f"{type(optimizer).__name__} keeps {tuple(wanted[key].shape)}"
-            for key, tensor in offered.items()
-            if tensor.shape != wanted[key].shape
-        ]
-    if problems:
-        msg = f"the checkpoint does not fit the optimizer: {'; '.join(problems)}."
-        raise CheckpointError(msg)
-
-
-def _kept_state(
-    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
-) -> dict[str, Tensor]:
-    """Return what the optimizer keeps of a parameter after its first step."""
-    stand_in = nn.Parameter(torch.zeros_like(parameter))
-    stand_in.grad = torch.zeros_like(parameter)
-    # As pickle copies it: with its options, without the hooks and a scheduler's wrapper.
-    fresh = copy.copy(optimizer)
-    fresh.state = defaultdict(dict)
-    fresh.param_groups = [{**group, "params": [stand_in]}]
-    fresh.step()
-    return dict(fresh.state[stand_in])
-
-
 def _file_path(path: str | os.PathLike[str], refusal: type[Exception]) -> Path:
     check_type("path", path, (str, os.PathLike), "a path")
     # The empty path is the current folder.
@@ -247,7 +151,8 @@ def _file_path(path: str | os.PathLike[str], refusal: type[Exception]) -> Path:
     return Path(path)
 
 
-def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse anything but a mapping of names to tensors."""
     if isinstance(tensors, Checkpoint):
         msg = "`tensors` must map names to tensors, got a Checkpoint: pass its `.tensors`."
         raise TypeError(msg)
