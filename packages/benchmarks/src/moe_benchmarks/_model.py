@@ -24,8 +24,8 @@ class TwoTaskModel(nn.Module):
     """Multi-gate mixture of two-layer experts, then a linear head a task.
 
     The mean of the training pictures is subtracted first. Without that, a split of a tree sees
-    much the same score for every picture, and each gate, Top-k too, ends up sending all rows
-    to one and the same pair of experts.
+    much the same score for every picture, and the gates of COMET and DSelect-k end up sending
+    all rows to one and the same pair of experts.
     """
 
     mean: Tensor
