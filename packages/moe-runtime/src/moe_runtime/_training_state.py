@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_runtime._checkpoint import (
-    CheckpointError,
-    check_model_fits,
-    check_tensors,
-    load_tensors,
-)
+from moe_runtime._checkpoint import CheckpointError, check_model_fits, check_tensors
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -67,7 +62,7 @@ def load_training_tensors(
         state.setdefault(int(index), {})[key] = tensor
     check_model_fits(model, model_tensors)
     _check_state_fits(optimizer, state)
-    load_tensors(model, model_tensors)
+    model.load_state_dict(model_tensors)
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
