@@ -11,7 +11,14 @@ import torch
 # pytest's importlib mode leaves the tests' own folder off the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-hypothesis.settings.register_profile("runtime", deadline=None, derandomize=True, max_examples=50)
+# How long drawing takes is a property of the machine, not of the code under test.
+hypothesis.settings.register_profile(
+    "runtime",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("runtime")
 
 

@@ -99,6 +99,42 @@ def test_the_loss_sees_rows_in_the_dtype_of_the_input_and_their_numbers() -> Non
     assert set(torch.cat(seen).tolist()) == set(range(40))
 
 
+def test_a_loss_without_gradient_is_searched_too() -> None:
+    mixture, x, targets = planted("top_k")
+    shuffled = router_of(mixture, 1).permutation.flip(-1)
+    loss, found = squared_loss(targets), []
+    for row_loss in (loss, torch.no_grad()(loss)):
+        router_of(mixture, 1).set_permutation(shuffled)
+        found.append(search_permutation(mixture, 1, x, row_loss))
+    assert all(each.confirmation is not None and each.confirmation.accepted for each in found)
+    with_gradient, without = (each.num_evaluations for each in found)
+    assert with_gradient != without  # they took different ways
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in mixture.parameters())
+
+
+def test_only_the_searched_gate_routes() -> None:
+    mixture, x, targets = planted("comet")
+
+    def refuse(*_args: Any) -> None:
+        pytest.fail("the other gate was asked")
+
+    mixture.routers[0].register_forward_pre_hook(refuse)
+    search_permutation(mixture, 1, x, squared_loss(targets))
+
+
+def test_the_callback_can_stop_it() -> None:
+    mixture, x, targets = planted("comet")
+    before = router_of(mixture, 1).permutation.clone()
+
+    def stop(_progress: Any) -> None:
+        raise StopIteration
+
+    result = search_permutation(mixture, 1, x, squared_loss(targets), progress=stop)
+    assert result.stop_reason == "stopped"
+    assert torch.equal(router_of(mixture, 1).permutation, before)
+
+
 def test_a_hash_gate_is_searched_by_its_ids() -> None:
     mixture = make_mixture("hash")
     x, ids = draw_inputs("hash", 400)
@@ -126,6 +162,7 @@ def test_one_row_confirms_nothing() -> None:
         ({"confirm_share": 0.0}, "`confirm_share` must be in (0, 1), got 0.0."),
         ({"confirm_share": 1.0}, "`confirm_share` must be in (0, 1), got 1.0."),
         ({"num_standard_errors": -1.0}, "`num_standard_errors` must be"),
+        ({"move_standard_errors": -1.0}, "`move_standard_errors` must be"),
         ({"x": torch.zeros(DIM)}, "`x` must have shape (T, 6), got (6,)."),
         ({"x": torch.zeros(2, 3, DIM)}, "`x` must have shape (T, 6), got (2, 3, 6)."),
         ({"x": torch.zeros(3, 5)}, "`x` must have shape (T, 6), got (3, 5)."),

@@ -23,11 +23,24 @@ def check_count(name: str, value: int, *, minimum: int) -> int:
     return int(value)
 
 
+def check_seed(value: int) -> int:
+    """Return a seed as an int >= 0: None would not repeat."""
+    return check_count("seed", value, minimum=0)
+
+
 def check_number(name: str, value: float) -> None:
     """Refuse anything but a real number; a bool is none."""
     if not isinstance(value, Real) or isinstance(value, bool):
         msg = f"`{name}` must be a real number, got {value!r}."
         raise TypeError(msg)
+
+
+def check_nonnegative(name: str, value: float) -> None:
+    """Refuse anything but a finite real number >= 0."""
+    check_number(name, value)
+    if not 0 <= value < np.inf:
+        msg = f"`{name}` must be finite and >= 0, got {value}."
+        raise ValueError(msg)
 
 
 def check_callable(name: str, value: object) -> None:
@@ -37,12 +50,9 @@ def check_callable(name: str, value: object) -> None:
         raise TypeError(msg)
 
 
-def check_num_standard_errors(value: float) -> float:
-    """Return the confirmation threshold if it is finite and not negative."""
-    check_number("num_standard_errors", value)
-    if not 0 <= value < np.inf:
-        msg = f"`num_standard_errors` must be finite and >= 0, got {value}."
-        raise ValueError(msg)
+def check_standard_errors(name: str, value: float) -> float:
+    """Return a threshold in standard errors if it is finite and not negative."""
+    check_nonnegative(name, value)
     return float(value)
 
 
@@ -111,6 +121,22 @@ def check_permutations(name: str, value: ArrayLike, *, size: int | None = None) 
     counted = np.arange(array.shape[-1])
     if not np.array_equal(np.sort(array, axis=-1), np.broadcast_to(counted, array.shape)):
         raise ValueError(_why_no_permutation(name, array))
+    return array.astype(np.int64)
+
+
+def check_choices(name: str, value: ArrayLike, *, size: int) -> IntArray:
+    """Return `value`, shape (B, n), as int64 if it holds 0, ..., n - 1, in any number."""
+    array = as_array(name, value)
+    if array.dtype.kind not in "iu":
+        msg = f"`{name}` must hold integers, got dtype {array.dtype}."
+        raise TypeError(msg)
+    if array.ndim != 2 or array.shape[1] != size:
+        msg = f"`{name}` must have shape (B, n={size}), got {array.shape}."
+        raise ValueError(msg)
+    if array.size and not (array.min() >= 0 and array.max() < size):
+        outside = array[(array < 0) | (array >= size)][0]
+        msg = f"`{name}` must be in [0, n={size}), got {outside}."
+        raise ValueError(msg)
     return array.astype(np.int64)
 
 

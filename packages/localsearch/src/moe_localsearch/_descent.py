@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_localsearch._checks import IntArray
+from moe_localsearch._changes import standard_error_of
+from moe_localsearch._checks import FloatArray, IntArray
+from moe_localsearch._progress import SearchStopped
 from moe_localsearch._questions import Questions
-from moe_localsearch._result import SearchResult, StopReason, is_converged
+from moe_localsearch._result import Outcome, StopReason
 
 
 class Proposal(NamedTuple):
@@ -26,31 +28,46 @@ def improves(cost: float, current: float) -> bool:
 
 
 def descend(
-    questions: Questions, start: IntArray, propose: Propose, *, max_rounds: int, method: str
-) -> SearchResult:
+    questions: Questions, start: IntArray, cost: float, propose: Propose, *, max_rounds: int
+) -> Outcome:
     """Move to the best of the proposed permutations until none has a lower exact cost."""
-    current = start
-    cost_before = cost = questions.cost(start)
     if np.isnan(cost):
-        stop_reason, max_rounds = StopReason.NON_FINITE_COST, 0
-    else:
-        stop_reason = StopReason.MAX_ROUNDS
+        return Outcome(start, cost, StopReason.NON_FINITE_COST)
+    current = start
     for _ in range(max_rounds):
-        candidates, saw_trouble = propose(current, cost)
-        costs = questions.costs(candidates) if len(candidates) else np.empty(0)
-        better = [row for row, new in enumerate(costs) if improves(new, cost)]
-        if not better:
+        questions.best_cost = cost
+        try:
+            candidates, saw_trouble = propose(current, cost)
+            costs = questions.costs(candidates) if len(candidates) else np.empty(0)
+            chosen = _best_gain(questions, current, cost, candidates, costs)
+        except SearchStopped:
+            return Outcome(current, cost, StopReason.STOPPED)
+        if chosen is None:
             saw_trouble |= bool(np.isnan(costs).any())
-            stop_reason = StopReason.NON_FINITE_COST if saw_trouble else StopReason.LOCAL_OPTIMUM
-            break
-        best = min(better, key=lambda row: float(costs[row]))
-        current, cost = candidates[best], float(costs[best])
-    return SearchResult(
-        permutation=current,
-        cost_before=cost_before,
-        cost_after=cost,
-        num_evaluations=questions.num_evaluations,
-        converged=is_converged(stop_reason),
-        method=method,
-        stop_reason=stop_reason,
-    )
+            trouble = StopReason.NON_FINITE_COST
+            return Outcome(current, cost, trouble if saw_trouble else StopReason.LOCAL_OPTIMUM)
+        current, cost = candidates[chosen], float(costs[chosen])
+    return Outcome(current, cost, StopReason.MAX_ROUNDS)
+
+
+def _best_gain(
+    questions: Questions, current: IntArray, cost: float, candidates: IntArray, costs: FloatArray
+) -> int | None:
+    """Return the cheapest candidate whose gain is above the threshold, or None."""
+    better = [row for row, new in enumerate(costs) if improves(new, cost)]
+    for row in sorted(better, key=lambda row: float(costs[row])):
+        if is_significant(questions, current, candidates[row]):
+            return row
+    return None
+
+
+def is_significant(questions: Questions, current: IntArray, candidate: IntArray) -> bool:
+    """Whether the paired gain of `candidate` is above so many of its standard errors."""
+    if questions.move_standard_errors == 0:
+        return True
+    before, after = questions.row_costs(current), questions.row_costs(candidate)
+    assert before is not None, "the constructor of Questions asks for row_costs"
+    assert after is not None
+    with np.errstate(invalid="ignore"):
+        gains = before - after
+    return bool(gains.mean() > questions.move_standard_errors * standard_error_of(gains))

@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike
 from moe_localsearch._checks import IntArray, starting_permutation
 from moe_localsearch._descent import improves
 from moe_localsearch._objective import Objective
+from moe_localsearch._progress import ProgressCallback, SearchStopped
 from moe_localsearch._questions import Questions
-from moe_localsearch._result import SearchResult, StopReason, is_converged
+from moe_localsearch._result import Outcome, SearchResult, StopReason
+from moe_localsearch._run import run
 
 MAX_SIZE = 8
 """8! is 40 320 costs; 9! is nine times that."""
@@ -20,7 +22,12 @@ PERMUTATIONS_PER_CALL = 1024
 EXHAUSTIVE = "exhaustive"
 
 
-def exhaustive(objective: Objective, start: ArrayLike | None = None) -> SearchResult:
+def exhaustive(
+    objective: Objective,
+    start: ArrayLike | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+) -> SearchResult:
     """Evaluate every permutation and return the best.
 
     Parameters
@@ -29,6 +36,8 @@ def exhaustive(objective: Objective, start: ArrayLike | None = None) -> SearchRe
         Cost to minimise, of at most 8 entries.
     start : array, shape (n,), integer, optional
         Kept unless another permutation is strictly better; the identity by default.
+    progress : callable, optional
+        Called with a `SearchProgress` before each 1024 evaluations; may raise StopIteration.
 
     Returns
     -------
@@ -54,33 +63,39 @@ def exhaustive(objective: Objective, start: ArrayLike | None = None) -> SearchRe
     >>> exhaustive(Disorder(), start=[3, 2, 1, 0]).permutation
     array([0, 1, 2, 3])
     """
-    questions = Questions(objective)
-    if questions.size > MAX_SIZE:
+    questions = Questions(objective, progress=progress)
+    check_exhaustive(questions.size)
+    first = starting_permutation(start, questions.size)
+    return run(questions, first, [(EXHAUSTIVE, exhaustive_outcome)])
+
+
+def check_exhaustive(size: int) -> None:
+    """Refuse more permutations than can be evaluated."""
+    if size > MAX_SIZE:
         msg = (
             f"`objective.size` must be <= {MAX_SIZE} for an exhaustive search, got "
-            f"{questions.size}: {factorial(questions.size)} permutations."
+            f"{size}: {factorial(size)} permutations."
         )
         raise ValueError(msg)
-    best = starting_permutation(start, questions.size)
-    cost_before = cost = questions.cost(best)
-    saw_trouble = not cost > -np.inf
-    for batch in [] if np.isnan(cost) else _all_permutations(questions.size):
-        costs = questions.costs(batch)
+
+
+def exhaustive_outcome(questions: Questions, start: IntArray, cost: float) -> Outcome:
+    """Return the best of all permutations, or `start` where none is better."""
+    if np.isnan(cost):
+        return Outcome(start, cost, StopReason.NON_FINITE_COST)
+    best, saw_trouble = start, not cost > -np.inf
+    for batch in _all_permutations(questions.size):
+        try:
+            costs = questions.costs(batch)
+        except SearchStopped:
+            return Outcome(best, cost, StopReason.STOPPED)
         usable = costs > -np.inf
         saw_trouble |= not usable.all()
         lowest = int(np.argmin(np.where(usable, costs, np.inf)))
         if improves(costs[lowest], cost):
             best, cost = batch[lowest], float(costs[lowest])
-    stop_reason = StopReason.NON_FINITE_COST if saw_trouble else StopReason.OPTIMUM
-    return SearchResult(
-        permutation=best,
-        cost_before=cost_before,
-        cost_after=cost,
-        num_evaluations=questions.num_evaluations,
-        converged=is_converged(stop_reason),
-        method=EXHAUSTIVE,
-        stop_reason=stop_reason,
-    )
+            questions.best_cost = cost
+    return Outcome(best, cost, StopReason.NON_FINITE_COST if saw_trouble else StopReason.OPTIMUM)
 
 
 def _all_permutations(size: int) -> Iterator[IntArray]:

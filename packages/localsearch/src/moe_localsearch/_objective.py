@@ -1,7 +1,8 @@
 """What a search asks of a cost: the cost itself, and cheaper questions that it may answer."""
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from moe_localsearch._changes import Changes
 from moe_localsearch._checks import FloatArray, IntArray
 
 
@@ -49,6 +50,25 @@ class SupportsSwapCosts(Objective, Protocol):
 
 
 @runtime_checkable
+class SupportsChanges(Objective, Protocol):
+    """An objective that knows what a few changed positions do, and how sure that is.
+
+    The searches prefer it to `replacement_costs` and `swap_costs`: it answers both
+    questions, with standard errors, and may leave a hopeless candidate early.
+    """
+
+    def changes(
+        self, permutation: IntArray, candidates: IntArray, /, *, give_up_at: float
+    ) -> Changes:
+        """Return by how much the cost of each candidate differs from that of `permutation`.
+
+        `candidates`, shape (B, n), hold 0, ..., n - 1 but need not be permutations. One that
+        costs more by over `give_up_at` standard errors on a part of the rows may be left there.
+        """
+        ...
+
+
+@runtime_checkable
 class SupportsRowCosts(Objective, Protocol):
     """An objective that is a mean over rows, for paired statistics."""
 
@@ -64,4 +84,29 @@ class SupportsSeparable(Objective, Protocol):
     @property
     def separable(self) -> bool:
         """Whether the cost is a sum over positions of terms of (i, permutation[i]) alone."""
+        ...
+
+
+class RelaxedCost(NamedTuple):
+    """A cost between permutations, and its gradient, shape (n, n), in the unit of the cost."""
+
+    cost: float
+    gradient: FloatArray
+
+
+@runtime_checkable
+class SupportsRelaxation(Objective, Protocol):
+    """An objective that is also defined between permutations, with gradients."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether `relaxed_cost` can be asked."""
+        ...
+
+    def relaxed_cost(self, matrix: FloatArray, /) -> RelaxedCost:
+        """Return cost and gradient where position ``i`` uses ``j`` with share ``matrix[i, j]``.
+
+        `matrix`, shape (n, n), has entries >= 0 and about doubly stochastic. On the matrix of a
+        permutation the cost is that of the permutation.
+        """
         ...

@@ -1,30 +1,77 @@
 """Ask an objective: check the shape of each answer, count the costs that it held."""
 
-from collections.abc import Sequence
+import time
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from moe_localsearch._checks import FloatArray, IntArray, check_count, check_real, check_shape
-from moe_localsearch._objective import Objective, SupportsReplacementCosts, SupportsSwapCosts
+from moe_localsearch._answers import checked, row_costs_of
+from moe_localsearch._changes import Changes, difference, joined, without_rows
+from moe_localsearch._checks import (
+    FloatArray,
+    IntArray,
+    check_callable,
+    check_count,
+    check_standard_errors,
+)
+from moe_localsearch._moves import exchanged, other_entries, replacements
+from moe_localsearch._objective import (
+    Objective,
+    RelaxedCost,
+    SupportsChanges,
+    SupportsRelaxation,
+    SupportsReplacementCosts,
+    SupportsRowCosts,
+    SupportsSwapCosts,
+)
+from moe_localsearch._progress import ProgressCallback, SearchProgress, SearchStopped
 
-SWAPS_PER_CALL = 1024
-"""Permutations in one call when swaps are evaluated in full: 8 KiB for each position."""
+CANDIDATES_PER_CALL = 1024
+"""Permutations in one call: 8 KiB for each position."""
+GIVE_UP_AT = 4.0
+"""Standard errors above the current cost at which a candidate is not evaluated further. Fewer
+than one in 10,000 candidates that are as good as the current permutation look so bad."""
 
 
 class Questions:
     """The questions that a search asks of one objective, and how many costs it was told."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        move_standard_errors: float = 0.0,
+        progress: ProgressCallback | None = None,
+    ) -> None:
         if not isinstance(objective, Objective):
             msg = f"`objective` must be callable and have a `size`, got {type(objective).__name__}."
             raise TypeError(msg)
         self.objective = objective
         self.size = check_count("objective.size", objective.size, minimum=1)
+        check_standard_errors("move_standard_errors", move_standard_errors)
+        has_rows = isinstance(objective, SupportsRowCosts)
+        if move_standard_errors > 0 and not has_rows:
+            msg = (
+                "`objective` must offer `row_costs` for `move_standard_errors` > 0, "
+                f"got {type(objective).__name__}."
+            )
+            raise TypeError(msg)
+        self.move_standard_errors = move_standard_errors
+        if progress is not None:
+            check_callable("progress", progress)
+        self._progress = progress
+        self._began = time.perf_counter()
         self.num_evaluations = 0
+        # What the progress callback is told; the methods keep them up to date.
+        self.method = ""
+        self.best_cost = np.nan
+
+    def seconds(self) -> float:
+        """Return the wall time since the search began."""
+        return time.perf_counter() - self._began
 
     def costs(self, permutations: IntArray) -> FloatArray:
         """Return the cost of each row of `permutations`."""
+        self._about_to_ask()
         self.num_evaluations += len(permutations)
         answer = self.objective(permutations)
         return checked("objective(permutations)", answer, [("B", len(permutations))])
@@ -33,45 +80,95 @@ class Questions:
         """Return the cost of one permutation."""
         return float(self.costs(permutation[None])[0])
 
-    def replacement_costs(self, permutation: IntArray) -> FloatArray:
-        """Return the cost of each single replacement, shape (n, n)."""
+    def cost_quietly(self, permutation: IntArray) -> float:
+        """Return the cost of one permutation where a search begins or ends: no time to stop it."""
+        self.num_evaluations += 1
+        axes = [("B", 1)]
+        return float(checked("objective(permutations)", self.objective(permutation[None]), axes)[0])
+
+    def row_costs(self, permutation: IntArray) -> FloatArray | None:
+        """Return the cost of each row, or None where the objective has none."""
+        if not isinstance(self.objective, SupportsRowCosts):
+            return None
+        return row_costs_of("objective", self.objective, permutation)
+
+    def replacement_changes(self, permutation: IntArray, cost: float) -> Changes:
+        """Return the changes of the single replacements, in the order of `replacements`."""
+        if isinstance(self.objective, SupportsChanges):
+            # All are exact: an assignment weighs each against each.
+            return self.changes(permutation, replacements(permutation), give_up_at=np.inf)
         if not isinstance(self.objective, SupportsReplacementCosts):
             msg = (
-                "`objective` must offer `replacement_costs` for this method, "
+                "`objective` must offer `replacement_costs` or `changes` for this method, "
                 f"got {type(self.objective).__name__}; `descend_by_swaps` needs none."
             )
             raise TypeError(msg)
         n = self.size
+        self._about_to_ask()
         self.num_evaluations += n * (n - 1)
         answer = self.objective.replacement_costs(permutation)
-        return checked("objective.replacement_costs(...)", answer, [("n", n), ("n", n)])
+        costs = checked("objective.replacement_costs(...)", answer, [("n", n), ("n", n)])
+        return without_rows(difference(costs[other_entries(permutation)], cost))
 
-    def swap_costs(self, permutation: IntArray) -> FloatArray:
-        """Return the cost of each swap, in the order of ``np.triu_indices(n, 1)``."""
-        n = self.size
-        first, second = np.triu_indices(n, 1)
-        if not isinstance(self.objective, SupportsSwapCosts):
-            return self._swap_costs_in_full(permutation, first, second)
-        self.num_evaluations += len(first)
-        answer = self.objective.swap_costs(permutation)
-        costs = checked("objective.swap_costs(...)", answer, [("n", n), ("n", n)])
-        return costs[first, second]
+    def swap_changes(self, permutation: IntArray, cost: float) -> Changes:
+        """Return the changes of all swaps, in the order of ``np.triu_indices(n, 1)``."""
+        pairs = np.stack(np.triu_indices(self.size, 1), axis=1)
+        if isinstance(self.objective, SupportsSwapCosts) and not isinstance(
+            self.objective, SupportsChanges
+        ):
+            self._about_to_ask()
+            self.num_evaluations += len(pairs)
+            answer = self.objective.swap_costs(permutation)
+            axes = [("n", self.size), ("n", self.size)]
+            costs = checked("objective.swap_costs(...)", answer, axes)
+            return without_rows(difference(costs[pairs[:, 0], pairs[:, 1]], cost))
+        return self.nearby_changes(permutation, cost, exchanged(permutation, pairs))
 
-    def _swap_costs_in_full(
-        self, permutation: IntArray, first: IntArray, second: IntArray
-    ) -> FloatArray:
-        costs = np.empty(len(first))
-        for begin in range(0, len(first), SWAPS_PER_CALL):
-            i, j = first[begin : begin + SWAPS_PER_CALL], second[begin : begin + SWAPS_PER_CALL]
-            swapped = np.tile(permutation, (len(i), 1))
-            each = np.arange(len(i))
-            swapped[each, i], swapped[each, j] = permutation[j], permutation[i]
-            costs[begin : begin + SWAPS_PER_CALL] = self.costs(swapped)
-        return costs
+    def nearby_changes(self, permutation: IntArray, cost: float, candidates: IntArray) -> Changes:
+        """Return the changes of permutations, shape (B, n), that differ in a few positions."""
+        parts = [
+            candidates[begin : begin + CANDIDATES_PER_CALL]
+            for begin in range(0, len(candidates), CANDIDATES_PER_CALL)
+        ]
+        if isinstance(self.objective, SupportsChanges):
+            return joined(self.changes(permutation, part, give_up_at=GIVE_UP_AT) for part in parts)
+        return joined(without_rows(difference(self.costs(part), cost)) for part in parts)
 
+    def changes(self, permutation: IntArray, candidates: IntArray, *, give_up_at: float) -> Changes:
+        """Ask an objective that offers `changes`."""
+        assert isinstance(self.objective, SupportsChanges)
+        self._about_to_ask()
+        self.num_evaluations += len(candidates)
+        answer = self.objective.changes(permutation, candidates, give_up_at=give_up_at)
+        name, axes = "objective.changes(...)", [("B", len(candidates))]
+        return Changes(
+            checked(f"{name}.mean", answer.mean, axes),
+            checked(f"{name}.standard_error", answer.standard_error, axes),
+            np.asarray(answer.exact, dtype=bool),
+        )
 
-def checked(name: str, answer: ArrayLike, axes: Sequence[tuple[str, int]]) -> FloatArray:
-    """Return `answer` as float64; its shape is the objective's contract, its values are not."""
-    array = check_real(name, answer, [axis for axis, _ in axes])
-    check_shape(name, array, axes)
-    return array.astype(np.float64)
+    def relaxed_cost(self, matrix: FloatArray) -> RelaxedCost:
+        """Return the relaxed cost and its gradient."""
+        if not (isinstance(self.objective, SupportsRelaxation) and self.objective.differentiable):
+            msg = (
+                "`objective` must offer a differentiable `relaxed_cost` for this method, "
+                f"got {type(self.objective).__name__}; see `SupportsRelaxation`."
+            )
+            raise TypeError(msg)
+        self._about_to_ask()
+        self.num_evaluations += 1
+        cost, gradient = self.objective.relaxed_cost(matrix)
+        axes = [("n", self.size), ("n", self.size)]
+        return RelaxedCost(
+            float(cost), checked("objective.relaxed_cost(...).gradient", gradient, axes)
+        )
+
+    def _about_to_ask(self) -> None:
+        """Tell the progress callback where the search stands; it may stop the search."""
+        if self._progress is None:
+            return
+        now = SearchProgress(self.method, self.best_cost, self.num_evaluations, self.seconds())
+        try:
+            self._progress(now)
+        except StopIteration:
+            raise SearchStopped from None

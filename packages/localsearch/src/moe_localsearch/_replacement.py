@@ -1,22 +1,34 @@
 """Replace and assign: exact costs of every single replacement, then one linear assignment."""
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from moe_localsearch._assign import assign
+from moe_localsearch._changes import pessimistic
 from moe_localsearch._checks import IntArray, check_count, starting_permutation
 from moe_localsearch._descent import Proposal, descend
-from moe_localsearch._objective import SupportsReplacementCosts
+from moe_localsearch._moves import other_entries
+from moe_localsearch._objective import SupportsChanges, SupportsReplacementCosts
+from moe_localsearch._progress import ProgressCallback
 from moe_localsearch._questions import Questions
-from moe_localsearch._result import SearchResult
+from moe_localsearch._result import Outcome, SearchResult, StopReason
+from moe_localsearch._run import run
 
+ASSIGN = "assign"
 REPLACEMENT = "replace_and_assign"
 # Share of the largest cost below which a gain is rounding: a position then stays as it is.
 TIE = 1e-12
 
 
 def replace_and_assign(
-    objective: SupportsReplacementCosts, start: ArrayLike | None = None, *, max_rounds: int = 100
+    objective: SupportsReplacementCosts | SupportsChanges,
+    start: ArrayLike | None = None,
+    *,
+    max_rounds: int = 100,
+    move_standard_errors: float = 0.0,
+    progress: ProgressCallback | None = None,
 ) -> SearchResult:
     """Move every position at once, as if the moves did not interact, while that lowers the cost.
 
@@ -25,23 +37,30 @@ def replace_and_assign(
 
     Parameters
     ----------
-    objective : SupportsReplacementCosts
+    objective : SupportsReplacementCosts or SupportsChanges
         Cost to minimise.
     start : array, shape (n,), integer, optional
         Where to begin; the identity by default.
     max_rounds : int
         Most rounds, >= 1. Each lowers the cost or is the last; a handful is usual.
+    move_standard_errors : float
+        The assignment counts each replacement as worse by this many standard errors of its
+        paired change (where the objective offers `changes`), and a round is taken where its own
+        paired gain is above as many; finite and >= 0. Above 0 it needs `row_costs`.
+    progress : callable, optional
+        Called with a `SearchProgress` before each question; may raise StopIteration.
 
     Returns
     -------
     SearchResult
-        Never worse than `start`. A global optimum if the objective is separable; otherwise
-        a point that one more assignment does not lower, which swaps may still improve.
+        Never worse than `start`. A global optimum if the objective is separable and
+        `move_standard_errors` is 0; otherwise a point that one more assignment does not
+        lower, which swaps may still improve.
 
     Raises
     ------
     TypeError
-        If `objective` does not offer `replacement_costs`.
+        If `objective` offers neither `replacement_costs` nor `changes`.
     ValueError
         If `start` is no permutation of n entries, or an answer has the wrong shape.
 
@@ -58,25 +77,44 @@ def replace_and_assign(
     (True, 'local_optimum')
     """
     max_rounds = check_count("max_rounds", max_rounds, minimum=1)
-    questions = Questions(objective)
-    current = starting_permutation(start, questions.size)
-
-    def propose(current: IntArray, _cost: float) -> Proposal:
-        return propose_assignment(questions, current)
-
-    return descend(questions, current, propose, max_rounds=max_rounds, method=REPLACEMENT)
+    questions = Questions(objective, move_standard_errors=move_standard_errors, progress=progress)
+    first = starting_permutation(start, questions.size)
+    return run(
+        questions, first, [(REPLACEMENT, partial(replacement_outcome, max_rounds=max_rounds))]
+    )
 
 
-def propose_assignment(questions: Questions, current: IntArray) -> Proposal:
+def replacement_outcome(
+    questions: Questions, start: IntArray, cost: float, *, max_rounds: int = 100
+) -> Outcome:
+    """Descend from `start`, whose cost is known."""
+
+    def propose(current: IntArray, cost: float) -> Proposal:
+        return _propose_assignment(questions, current, cost)
+
+    return descend(questions, start, cost, propose, max_rounds=max_rounds)
+
+
+def assign_outcome(questions: Questions, start: IntArray, cost: float) -> Outcome:
+    """Solve a separable objective: its one assignment is the optimum, whether or not it moved."""
+    outcome = replacement_outcome(questions, start, cost, max_rounds=1)
+    unfinished = outcome.stop_reason in {StopReason.NON_FINITE_COST, StopReason.STOPPED}
+    if unfinished or questions.move_standard_errors:
+        return outcome
+    return outcome._replace(stop_reason=StopReason.OPTIMUM)
+
+
+def _propose_assignment(questions: Questions, current: IntArray, cost: float) -> Proposal:
     """Return the assignment over all single replacements, unless it is `current`."""
     nothing = current[None][:0]
-    costs = questions.replacement_costs(current)
-    if not np.isfinite(costs).all():
+    changes = questions.replacement_changes(current, cost)
+    worse = pessimistic(changes, questions.move_standard_errors)
+    if not np.isfinite(worse).all():
         return Proposal(nothing, saw_trouble=True)
     # A position that no row gives weight to costs the same anywhere: it must not wander.
-    bias = TIE * np.abs(costs).max(initial=0.0)
-    costs = costs + bias
-    costs[np.arange(len(current)), current] -= bias
+    bias = TIE * (abs(cost) + np.abs(worse).max(initial=0.0))
+    costs = np.zeros((len(current), len(current)))
+    costs[other_entries(current)] = worse + bias
     found = assign(costs)
     unchanged = np.array_equal(found, current)
     return Proposal(nothing if unchanged else found[None], saw_trouble=False)

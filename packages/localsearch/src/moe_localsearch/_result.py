@@ -1,6 +1,6 @@
 """What a search returns."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -15,9 +15,13 @@ class StopReason(StrEnum):
     LOCAL_OPTIMUM = "local_optimum"
     """No move that the method knows lowers the cost."""
     MAX_ROUNDS = "max_rounds"
-    """The allowed rounds (or sweeps) were used up while the cost was still dropping."""
+    """The allowed rounds (sweeps, steps) were used up while the cost was still dropping."""
     NON_FINITE_COST = "non_finite_cost"
     """A cost that had to be compared was NaN or infinite; such a cost is never accepted."""
+    STOPPED = "stopped"
+    """The progress callback raised StopIteration."""
+    PARTLY_CONFIRMED = "partly_confirmed"
+    """Parts of the gain did not show on the confirmation rows, and were undone."""
     NOT_CONFIRMED = "not_confirmed"
     """The gain did not show on the confirmation rows, so the start is returned."""
 
@@ -25,15 +29,20 @@ class StopReason(StrEnum):
 class Confirmation(NamedTuple):
     """Whether a gain shows on rows that the search has not seen.
 
-    `gain` is the mean over the confirmation rows of (cost of the row at the start - cost
-    of the row after the search), in the unit of the cost; positive is better.
-    `standard_error` is that of this mean of paired differences, infinite below two rows.
-    `accepted` is True where `gain` is positive and above the chosen number of them.
+    `cost_before` and `cost_after` are the mean costs on these rows of the start and of what is
+    kept. `gain` is the mean over the rows of their differences, positive is
+    better, and `standard_error` that of this paired mean, infinite below two rows. All are in
+    the unit of the cost. `accepted` is True where `gain` is positive and above the chosen
+    number of standard errors. `num_undone` counts positions that were put back to the start,
+    because their part of the gain did not show.
     """
 
+    cost_before: float
+    cost_after: float
     gain: float
     standard_error: float
     accepted: bool
+    num_undone: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,42 +58,45 @@ class SearchResult:
     num_evaluations : int
         Costs that the search was told: 1 for each permutation that the objective was called
         with, n (n - 1) for each answer of `replacement_costs`, n (n - 1) / 2 for each of
-        `swap_costs`. As many full evaluations would have told the same, so where cheap
-        questions are offered this bounds the work from above. Confirmation is not counted.
+        `swap_costs`, 1 for each candidate of `changes` and each `relaxed_cost`. As many full
+        evaluations would have told the same, so where cheap questions are offered this
+        bounds the work from above. Confirmation is not counted.
+    seconds : float
+        Wall time of the search, in seconds, confirmation included.
     converged : bool
         Whether the method ran to its end: an optimum, or a local one.
     method : str
         The methods that ran, in order, joined by ``" + "``.
     stop_reason : StopReason
         Why the search stopped, as a string that can be compared and logged.
+    standard_error : float or None
+        That of ``cost_before - cost_after``, paired over the search rows; None where the
+        objective offers no `row_costs`. The search chose the permutation on these rows, so it
+        says how noisy the gain is, not how likely: for that, see `confirmation`.
     confirmation : Confirmation or None
-        The paired comparison on the confirmation rows, where one was asked for.
+        The paired comparison on the confirmation rows, where they were given.
     """
 
     permutation: IntArray
     cost_before: float
     cost_after: float
     num_evaluations: int
+    seconds: float
     converged: bool
     method: str
     stop_reason: StopReason
+    standard_error: float | None = None
     confirmation: Confirmation | None = None
+
+
+class Outcome(NamedTuple):
+    """Where one method ended: its best permutation, its cost, and why it stopped."""
+
+    permutation: IntArray
+    cost: float
+    stop_reason: StopReason
 
 
 def is_converged(stop_reason: StopReason) -> bool:
     """Whether a method that stopped for this reason ran to its end."""
     return stop_reason in {StopReason.OPTIMUM, StopReason.LOCAL_OPTIMUM}
-
-
-def chained(first: SearchResult, second: SearchResult) -> SearchResult:
-    """Return the result of `second`, which began where `first` ended, as that of both."""
-    trouble = StopReason.NON_FINITE_COST
-    stop_reason = trouble if first.stop_reason is trouble else second.stop_reason
-    return replace(
-        second,
-        cost_before=first.cost_before,
-        num_evaluations=first.num_evaluations + second.num_evaluations,
-        converged=is_converged(stop_reason),
-        method=f"{first.method} + {second.method}",
-        stop_reason=stop_reason,
-    )

@@ -1,6 +1,7 @@
 """Temperatures and iterations of Sinkhorn over the steps of a training run."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from moe_localsearch._checks import check_count
@@ -17,6 +18,10 @@ class RelaxationSettings(NamedTuple):
 
     temperature: float
     num_iterations: int
+
+
+Schedule = Callable[[int, int], RelaxationSettings]
+"""``schedule(step, num_steps)``, from step 0 to `num_steps`."""
 
 
 def paper_schedule(step: int, num_steps: int) -> RelaxationSettings:

@@ -1,10 +1,13 @@
 """A permutation for each slot (tree, selector, task), by coordinate descent over the slots."""
 
+import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from moe_localsearch._changes import standard_error_of
 from moe_localsearch._checks import (
     FloatArray,
     IntArray,
@@ -12,16 +15,23 @@ from moe_localsearch._checks import (
     check_callable,
     check_count,
     check_finite,
-    check_num_standard_errors,
     check_permutations,
     check_real,
     check_shape,
+    check_standard_errors,
 )
-from moe_localsearch._confirm import keep_if_confirmed, paired_gain
+from moe_localsearch._confirm import confirmed
 from moe_localsearch._descent import improves
+from moe_localsearch._progress import ProgressCallback, SearchProgress
 from moe_localsearch._relabeling import RelabelingObjective
 from moe_localsearch._result import SearchResult, StopReason, is_converged
-from moe_localsearch._rows import RowLoss, check_rows, on_selected_rows, row_losses
+from moe_localsearch._rows import (
+    RowGradient,
+    RowLoss,
+    on_selected_rows,
+    row_losses,
+    split_rows,
+)
 from moe_localsearch._search import search
 
 METHOD = "relabel_slots"
@@ -33,16 +43,27 @@ class _Problem(NamedTuple):
     slot_weights: RealArray  # (T, K, n)
     outputs: RealArray  # (T, n, O)
     row_loss: RowLoss
+    row_gradient: RowGradient | None
 
     def on_rows(self, rows: IntArray) -> "_Problem":
         """Return the problem on some of its rows, which are copied."""
-        row_loss = on_selected_rows(self.row_loss, rows)
-        return _Problem(self.slot_weights[rows], self.outputs[rows], row_loss)
+        gradient = self.row_gradient
+        return _Problem(
+            self.slot_weights[rows],
+            self.outputs[rows],
+            on_selected_rows(self.row_loss, rows),
+            None if gradient is None else on_selected_rows(gradient, rows),
+        )
 
     def slot(self, index: int, offset: FloatArray | None = None) -> RelabelingObjective:
         """Return the objective of one slot's permutation, the others being `offset`."""
-        weights = self.slot_weights[:, index]
-        return RelabelingObjective(weights, self.outputs, self.row_loss, offset=offset)
+        return RelabelingObjective(
+            self.slot_weights[:, index],
+            self.outputs,
+            self.row_loss,
+            offset=offset,
+            row_gradient=self.row_gradient,
+        )
 
     def mixed(self, permutations: IntArray, *, without: int | None = None) -> FloatArray:
         """Return the sum of the slots' outputs, shape (T, O)."""
@@ -65,9 +86,12 @@ def relabel_slots(
     row_loss: RowLoss,
     *,
     permutations: ArrayLike | None = None,
+    row_gradient: RowGradient | None = None,
     max_sweeps: int = 10,
+    move_standard_errors: float = 0.0,
     confirm_rows: ArrayLike | None = None,
     num_standard_errors: float = 1.0,
+    progress: ProgressCallback | None = None,
 ) -> SearchResult:
     """Give each slot its own permutation of the experts, one slot after the other.
 
@@ -86,14 +110,21 @@ def relabel_slots(
         As for `RelabelingObjective`.
     permutations : array, shape (K, n), integer, optional
         Where to begin; identities by default.
+    row_gradient : callable, optional
+        As for `RelabelingObjective`.
     max_sweeps : int
         Most sweeps, >= 1.
+    move_standard_errors : float
+        As for `search`, for each slot's moves.
     confirm_rows : array, shape (T,) boolean, or distinct integers in [0, T), optional
         Rows kept from the search, on which the gain must show; see `search`. At least one, and
         at least one must be left to search.
     num_standard_errors : float
         Confirmed where the mean paired gain is positive and above this many of its standard
         errors; finite and >= 0.
+    progress : callable, optional
+        Called with a `SearchProgress` before each question, whose cost is that of all slots
+        together. It may raise StopIteration: what was found so far is confirmed and returned.
 
     Returns
     -------
@@ -123,7 +154,7 @@ def relabel_slots(
     >>> result.permutation.shape, result.confirmation.accepted
     ((2, 4), True)
     """
-    problem = _checked_problem(slot_weights, outputs, row_loss)
+    problem = _checked_problem(slot_weights, outputs, row_loss, row_gradient)
     num_rows, num_slots, size = problem.slot_weights.shape
     if permutations is None:
         start = np.tile(np.arange(size), (num_slots, 1))
@@ -131,21 +162,30 @@ def relabel_slots(
         start = check_permutations("permutations", permutations, size=size)
         check_shape("permutations", start, [("K", num_slots), ("n", size)])
     max_sweeps = check_count("max_sweeps", max_sweeps, minimum=1)
-    check_num_standard_errors(num_standard_errors)
-    if confirm_rows is None:
-        return _descend(problem, start, max_sweeps)
-    confirm = check_rows("confirm_rows", confirm_rows, num_rows=num_rows)
-    if len(confirm) == num_rows:
-        msg = f"`confirm_rows` must leave rows to search, got all T={num_rows}."
-        raise ValueError(msg)
-    result = _descend(problem.on_rows(np.delete(np.arange(num_rows), confirm)), start, max_sweeps)
-    unseen = problem.on_rows(confirm)
-    before, after = unseen.row_costs(start), unseen.row_costs(result.permutation)
-    confirmation = paired_gain(before, after, num_standard_errors=num_standard_errors)
-    return keep_if_confirmed(result, start, confirmation)
+    check_standard_errors("move_standard_errors", move_standard_errors)
+    check_standard_errors("num_standard_errors", num_standard_errors)
+    if progress is not None:
+        check_callable("progress", progress)
+    searched, confirm = split_rows("confirm_rows", confirm_rows, num_rows=num_rows)
+    if confirm is None:
+        return _Descent(problem, start, move_standard_errors, progress).run(max_sweeps)
+    descent = _Descent(problem.on_rows(searched), start, move_standard_errors, progress)
+    result = confirmed(
+        descent.run(max_sweeps),
+        start,
+        problem.on_rows(confirm).row_costs,
+        descent.recost,
+        num_standard_errors=num_standard_errors,
+    )
+    return replace(result, seconds=descent.seconds())
 
 
-def _checked_problem(slot_weights: ArrayLike, outputs: ArrayLike, row_loss: RowLoss) -> _Problem:
+def _checked_problem(
+    slot_weights: ArrayLike,
+    outputs: ArrayLike,
+    row_loss: RowLoss,
+    row_gradient: RowGradient | None,
+) -> _Problem:
     weights = check_real("slot_weights", slot_weights, ["T", "K", "n"])
     values = check_real("outputs", outputs, ["T", "n", "O"])
     num_rows, num_slots, size = weights.shape
@@ -158,36 +198,97 @@ def _checked_problem(slot_weights: ArrayLike, outputs: ArrayLike, row_loss: RowL
     check_finite("slot_weights", weights)
     check_shape("outputs", values, [("T", num_rows), ("n", size), ("O", values.shape[2])])
     check_callable("row_loss", row_loss)
-    return _Problem(weights, values, row_loss)
+    if row_gradient is not None:
+        check_callable("row_gradient", row_gradient)
+    return _Problem(weights, values, row_loss, row_gradient)
 
 
-def _descend(problem: _Problem, start: IntArray, max_sweeps: int) -> SearchResult:
-    """Sweep over the slots until a whole sweep changes nothing."""
-    current = start.copy()
-    cost_before = cost = float(problem.row_costs(current).mean())
-    num_evaluations = 1
-    stop_reason = StopReason.MAX_ROUNDS
-    for _ in range(max_sweeps):
-        moved = saw_trouble = False
-        for index in range(len(current)):
-            offset = problem.mixed(current, without=index)
-            step = search(problem.slot(index, offset), current[index])
-            saw_trouble |= step.stop_reason is StopReason.NON_FINITE_COST
-            proposal = current.copy()
-            proposal[index] = step.permutation
-            new_cost = float(problem.row_costs(proposal).mean())
-            num_evaluations += step.num_evaluations + 1
-            if improves(new_cost, cost):
-                current, cost, moved = proposal, new_cost, True
-        if not moved:
-            stop_reason = StopReason.NON_FINITE_COST if saw_trouble else StopReason.LOCAL_OPTIMUM
-            break
-    return SearchResult(
-        permutation=current,
-        cost_before=cost_before,
-        cost_after=cost,
-        num_evaluations=num_evaluations,
-        converged=is_converged(stop_reason),
-        method=METHOD,
-        stop_reason=stop_reason,
-    )
+class _Descent:
+    """Coordinate descent over the slots, and what it has cost."""
+
+    def __init__(
+        self,
+        problem: _Problem,
+        start: IntArray,
+        move_standard_errors: float,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._problem = problem
+        self._start = self._current = start.copy()
+        self._move_standard_errors = move_standard_errors
+        self._progress = progress
+        self._began = time.perf_counter()
+        self._rows_before = problem.row_costs(start)
+        self._cost = float(self._rows_before.mean())
+        self._num_evaluations = 1
+
+    def seconds(self) -> float:
+        """Return the wall time since the search began."""
+        return time.perf_counter() - self._began
+
+    def run(self, max_sweeps: int) -> SearchResult:
+        """Sweep over the slots until a whole sweep changes nothing."""
+        cost_before = self._cost
+        stop_reason = StopReason.MAX_ROUNDS
+        for _ in range(max_sweeps):
+            before = self._cost
+            reasons = self._sweep()
+            if StopReason.STOPPED in reasons:
+                stop_reason = StopReason.STOPPED
+                break
+            if not self._cost < before:
+                trouble = StopReason.NON_FINITE_COST
+                stop_reason = trouble if trouble in reasons else StopReason.LOCAL_OPTIMUM
+                break
+        cost_after, standard_error = self.recost(self._current)
+        return SearchResult(
+            permutation=self._current,
+            cost_before=cost_before,
+            cost_after=cost_after,
+            num_evaluations=self._num_evaluations,
+            seconds=self.seconds(),
+            converged=is_converged(stop_reason),
+            method=METHOD,
+            stop_reason=stop_reason,
+            standard_error=standard_error,
+        )
+
+    def recost(self, permutations: IntArray) -> tuple[float, float]:
+        """Return the cost on the search rows, and the standard error of its gain."""
+        rows = self._problem.row_costs(permutations)
+        with np.errstate(invalid="ignore"):
+            return float(rows.mean()), standard_error_of(self._rows_before - rows)
+
+    def _sweep(self) -> set[StopReason]:
+        """Search each slot once, and return why these searches stopped."""
+        reasons: set[StopReason] = set()
+        for slot in range(len(self._current)):
+            reasons.add(self._improve(slot))
+            if StopReason.STOPPED in reasons:
+                break
+        return reasons
+
+    def _improve(self, slot: int) -> StopReason:
+        """Search one slot with the others held, and keep what lowers the cost of all."""
+        offset = self._problem.mixed(self._current, without=slot)
+        step = search(
+            self._problem.slot(slot, offset),
+            self._current[slot],
+            move_standard_errors=self._move_standard_errors,
+            progress=None if self._progress is None else self._report,
+        )
+        self._num_evaluations += step.num_evaluations
+        proposal = self._current.copy()
+        proposal[slot] = step.permutation
+        if not np.array_equal(proposal, self._current):
+            cost = float(self._problem.row_costs(proposal).mean())
+            self._num_evaluations += 1
+            if improves(cost, self._cost):
+                self._current, self._cost = proposal, cost
+        return step.stop_reason
+
+    def _report(self, of_slot: SearchProgress) -> None:
+        """Tell of all slots what one slot's search tells of itself."""
+        assert self._progress is not None
+        num_evaluations = self._num_evaluations + of_slot.num_evaluations
+        self._progress(SearchProgress(METHOD, of_slot.cost, num_evaluations, self.seconds()))

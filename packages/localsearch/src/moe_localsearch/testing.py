@@ -10,7 +10,6 @@ import numpy as np
 
 from moe_localsearch._checks import FloatArray, IntArray, check_count, check_number
 from moe_localsearch._relabeling import RelabelingObjective
-from moe_localsearch._rows import RowLoss
 
 __all__ = [
     "CrossEntropyLoss",
@@ -39,6 +38,11 @@ class SquaredLoss:
         loss: FloatArray = np.mean((mixed - self.targets[rows]) ** 2, axis=-1)
         return loss
 
+    def gradient(self, mixed: FloatArray, rows: IntArray) -> FloatArray:
+        """Return the gradient of the loss with respect to `mixed`, shape (R, O)."""
+        slope: FloatArray = 2 * (mixed - self.targets[rows]) / mixed.shape[-1]
+        return slope
+
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropyLoss:
@@ -53,19 +57,29 @@ class CrossEntropyLoss:
         loss: FloatArray = log_total - mixed[np.arange(len(rows)), self.labels[rows]]
         return loss
 
+    def gradient(self, mixed: FloatArray, rows: IntArray) -> FloatArray:
+        """Return the gradient of the loss with respect to `mixed`, shape (R, O)."""
+        exps = np.exp(mixed - mixed.max(axis=-1, keepdims=True))
+        slope: FloatArray = exps / exps.sum(axis=-1, keepdims=True)
+        slope[np.arange(len(rows)), self.labels[rows]] -= 1
+        return slope
+
 
 class PlantedProblem(NamedTuple):
     """A relabelling problem in which `permutation` made the targets."""
 
     slot_weights: FloatArray  # (T, n)
     outputs: FloatArray  # (T, n, O)
-    row_loss: RowLoss
+    row_loss: SquaredLoss | CrossEntropyLoss
     permutation: IntArray  # (n,)
 
     @property
     def objective(self) -> RelabelingObjective:
-        """The objective over all rows."""
-        return RelabelingObjective(self.slot_weights, self.outputs, self.row_loss)
+        """The objective over all rows, differentiable."""
+        loss = self.row_loss
+        return RelabelingObjective(
+            self.slot_weights, self.outputs, loss, row_gradient=loss.gradient
+        )
 
 
 class PlantedSlots(NamedTuple):
@@ -73,7 +87,7 @@ class PlantedSlots(NamedTuple):
 
     slot_weights: FloatArray  # (T, K, n)
     outputs: FloatArray  # (T, n, O)
-    row_loss: RowLoss
+    row_loss: SquaredLoss | CrossEntropyLoss
     permutations: IntArray  # (K, n)
 
 
@@ -194,7 +208,7 @@ def planted_slots(
     targets = noise * rng.normal(size=(num_rows, num_outputs))
     for slot, permutation in enumerate(permutations):
         targets += np.einsum("ti,tio->to", weights[:, slot], outputs[:, permutation])
-    loss: RowLoss = SquaredLoss(targets)
+    loss: SquaredLoss | CrossEntropyLoss = SquaredLoss(targets)
     if head == "cross_entropy":
         loss = CrossEntropyLoss(targets.argmax(axis=-1))
     return PlantedSlots(weights, outputs, loss, permutations)

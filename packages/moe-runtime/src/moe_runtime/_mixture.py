@@ -83,6 +83,11 @@ class MultiGateMixtureOfExperts(nn.Module):
 
     def route(self, x: Tensor, router_input: Tensor | None = None) -> list[Routing]:
         """Route rows through every gate, without running an expert."""
+        given = self.checked_router_input(x, router_input)
+        return [router(given) for router in self.routers]
+
+    def checked_router_input(self, x: Tensor, router_input: Tensor | None) -> Tensor:
+        """Return what the routers read: `router_input`, or `x` if every router can read it."""
         name, given = ("x", x) if router_input is None else ("router_input", router_input)
         check_tensor(name, given)
         if given.is_floating_point():
@@ -91,7 +96,7 @@ class MultiGateMixtureOfExperts(nn.Module):
             for router in self.routers:
                 assert isinstance(router, Router)
                 router.check_shared_input(x)
-        return [router(given) for router in self.routers]
+        return given
 
     def forward(self, x: Tensor, router_input: Tensor | None = None) -> MixtureOutput:
         """Mix the experts' outputs for each gate.
