@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from moe_gates._checks import check_gamma, check_k
 from moe_gates._comet import comet_gate
+from moe_gates._cosine import cosine_scores
 from moe_gates._diagnostics import (
     count_nonzero,
     dead_experts,
@@ -19,6 +20,7 @@ from moe_gates._penalties import entropy_penalty, unreachable_penalty
 from moe_gates._relabel import mix, normalize, permute
 from moe_gates._slots import SlotGate
 from moe_gates._smooth_step import smooth_step
+from moe_gates._softmax import softmax_gate
 from moe_gates._top_k import top_k_gate
 from moe_gates._tree import leaf_order
 
@@ -30,6 +32,7 @@ __all__ = [
     "check_gamma",
     "check_k",
     "comet_gate",
+    "cosine_scores",
     "count_nonzero",
     "dead_experts",
     "dselect_k_gate",
@@ -42,6 +45,7 @@ __all__ = [
     "normalize",
     "permute",
     "smooth_step",
+    "softmax_gate",
     "top_k_gate",
     "unreachable_penalty",
     "unsaturated_fraction",

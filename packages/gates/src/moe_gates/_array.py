@@ -4,6 +4,7 @@ The library is resolved once, in the public function. Below that only `xp` and
 standard attributes are touched, so that compilers can trace through.
 """
 
+import sys
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -42,3 +43,20 @@ def softmax(scores: Array, xp: ModuleType) -> Array:
     """Softmax over the last axis; an entry of -inf gets exactly 0."""
     exps = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     return exps / xp.sum(exps, axis=-1, keepdims=True)
+
+
+def log_sigmoid(scores: Array, xp: ModuleType) -> Array:
+    """Logarithm of 1 / (1 + exp(-score)): finite for every finite score, -inf for -inf."""
+    # (s - |s|) / 2 is min(s, 0), with the derivative 1/2 at 0 that the minimum has not.
+    size = xp.abs(scores)
+    return (scores - size) / 2 - xp.log1p(xp.exp(-size))
+
+
+def stop_gradient(array: Array, xp: ModuleType) -> Array:
+    """Return the same values as constants: no gradient goes through."""
+    if hasattr(array, "detach"):  # PyTorch
+        return array.detach()
+    if xp.__name__.startswith("jax."):
+        # Not part of jax.numpy. Who has its arrays has imported jax: nothing is imported here.
+        return sys.modules["jax"].lax.stop_gradient(array)
+    return array

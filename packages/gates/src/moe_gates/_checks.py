@@ -51,6 +51,13 @@ def check_bool(name: str, value: bool) -> None:  # noqa: FBT001 the value under 
         raise TypeError(msg)
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse anything but one of a few words."""
+    if value not in choices:
+        msg = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}."
+        raise ValueError(msg)
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
