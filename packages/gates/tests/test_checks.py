@@ -68,6 +68,8 @@ BAD_NUMBERS = [
         ValueError,
         "`k` must be in [1, 2], the experts of the groups kept, got 3.",
     ),
+    (lambda: gates.top_k_sparsemax_gate(F, k=0), ValueError, "[1, num_experts=4], got 0."),
+    (lambda: gates.relu_gate(F, k=5), ValueError, "[1, num_experts=4], got 5."),
     (
         lambda: gates.cosine_scores(F, F[0], temperature=0),
         ValueError,
@@ -94,6 +96,8 @@ BAD_ARRAYS = [
     (lambda: gates.top_k_gate(F, k=1, noise=F[0]), ValueError, "(3, 2, 4), that of `scores`, got"),
     (lambda: gates.top_k_gate(F, k=1, bias=[0.0] * 4), TypeError, f"`bias` {NO_LIST}"),
     (lambda: gates.top_k_gate(F, k=1, bias=F[0]), ValueError, "(4,), one for each expert, got (2"),
+    (lambda: gates.top_k_sparsemax_gate(INT, k=1), TypeError, "`scores` must have a real"),
+    (lambda: gates.relu_gate(INT, k=1), TypeError, "`scores` must have a real floating dtype"),
     (lambda: gates.cosine_scores(INT, F[0], temperature=1), TypeError, "`rows` must have a real"),
     (lambda: gates.cosine_scores(F, F, temperature=1), ValueError, "`expert_embeddings` must have"),
     (lambda: gates.cosine_scores(F, F[0, :, 1:], temperature=1), ValueError, "the features of"),

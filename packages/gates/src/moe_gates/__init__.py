@@ -18,9 +18,11 @@ from moe_gates._dselect_k import dselect_k_gate
 from moe_gates._hash import hash_gate, hash_table
 from moe_gates._penalties import entropy_penalty, unreachable_penalty
 from moe_gates._relabel import mix, normalize, permute
+from moe_gates._relu import relu_gate
 from moe_gates._slots import SlotGate
 from moe_gates._smooth_step import smooth_step
 from moe_gates._softmax import softmax_gate
+from moe_gates._sparsemax import top_k_sparsemax_gate
 from moe_gates._top_k import top_k_gate
 from moe_gates._tree import leaf_order
 
@@ -44,9 +46,11 @@ __all__ = [
     "mix",
     "normalize",
     "permute",
+    "relu_gate",
     "smooth_step",
     "softmax_gate",
     "top_k_gate",
+    "top_k_sparsemax_gate",
     "unreachable_penalty",
     "unsaturated_fraction",
 ]
