@@ -78,6 +78,21 @@ BAD_NUMBERS = [
     (lambda: gates.cosine_scores(F, F[0], temperature=math.nan), ValueError, "got nan."),
     (lambda: gates.cosine_scores(F, F[0], temperature="1"), TypeError, "or an array, got '1'."),
     (lambda: gates.cosine_scores(F, F[0], temperature=True), TypeError, "got True."),
+    (lambda: gates.balanced_hash_table([1], num_experts=1, xp=XP), ValueError, "got 1."),
+    (
+        lambda: gates.balanced_hash_table([3, -1], num_experts=2, xp=XP),
+        ValueError,
+        "`counts` must be finite and >= 0, got -1 for id 1.",
+    ),
+    (lambda: gates.balanced_hash_table([math.inf], num_experts=2, xp=XP), ValueError, "got inf"),
+    (lambda: gates.balanced_hash_table([math.nan], num_experts=2, xp=XP), ValueError, "got nan"),
+    (lambda: gates.balanced_hash_table(["3"], num_experts=2, xp=XP), TypeError, "got '3' for id 0"),
+    (lambda: gates.balanced_hash_table([[3]], num_experts=2, xp=XP), TypeError, "got [3] for id 0"),
+    (
+        lambda: gates.balanced_hash_table(np.asarray(3), num_experts=2, xp=XP),
+        TypeError,
+        "`counts` must be a sequence of numbers, one for each id, got 3.",
+    ),
     (lambda: assert_on_simplex(F + 0.25, k=5), ValueError, "[1, num_experts=4], got 5."),
 ]
 NO_LIST = "must be an array of NumPy, PyTorch, JAX or another array-API library, got list."

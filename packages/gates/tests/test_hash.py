@@ -1,11 +1,16 @@
-"""Hash routing is uniform, and the same everywhere."""
+"""Hash routing is uniform or balanced, and the same everywhere."""
 
+import itertools
+import math
 from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from moe_gates import hash_gate, hash_table
+from moe_gates import balanced_hash_table, hash_gate, hash_table
 from moe_gates._hash import _splitmix64
 
 XP = array_api_compat.numpy
@@ -62,3 +67,71 @@ def test_no_ids_give_no_rows(lib: Any) -> None:
         lambda i, t: hash_gate(i, t, num_experts=2, dtype=lib.xp.float64, xp=lib.xp), ids, table
     )
     assert weights.shape == (0, 2, 2)
+
+
+counts_of_ids = st.lists(st.integers(0, 9), max_size=30)
+
+
+def balanced(counts: list[float], num_experts: int) -> list[int]:
+    """Look at every expert for every id."""
+    loads, table = [0.0] * num_experts, [0] * len(counts)
+    left = list(range(len(counts)))
+    while left:
+        index = max(left, key=lambda i: (counts[i], -i))
+        if counts[index] > 0:
+            table[index] = loads.index(min(loads))
+            loads[table[index]] += counts[index]
+        else:
+            table[index] = (len(counts) - len(left)) % num_experts
+        left.remove(index)
+    return table
+
+
+@given(counts=counts_of_ids, num_experts=st.integers(2, 6))
+def test_the_next_most_frequent_id_goes_to_the_least_load(
+    counts: list[int], num_experts: int
+) -> None:
+    table = balanced_hash_table(counts, num_experts=num_experts, xp=XP)
+    assert table.dtype == np.int32
+    assert table.tolist() == balanced(list(counts), num_experts)
+
+
+@given(counts=st.lists(st.integers(0, 9), max_size=7), num_experts=st.integers(2, 3))
+def test_no_table_has_a_much_smaller_largest_load(counts: list[int], num_experts: int) -> None:
+    def largest_load(table: Any) -> float:
+        return float(np.max(np.bincount(table, counts, num_experts))) if counts else 0.0
+
+    tables = itertools.product(range(num_experts), repeat=len(counts))
+    least = min(largest_load(np.asarray(table, dtype=np.int64)) for table in tables)
+    got = largest_load(balanced_hash_table(counts, num_experts=num_experts, xp=XP))
+    assert got <= (4 / 3 - 1 / (3 * num_experts)) * least + 1e-9
+
+
+def test_balanced_tables_are_the_same_on_every_library(lib: Any) -> None:
+    counts = np.asarray([5, 3, 8, 1, 1, 4, 0, 9, 2, 0, 0, 0])
+    expected = balanced(counts.tolist(), 3)
+    if lib.name != "array_api_strict":  # its arrays have no `tolist`
+        expected_from_array = balanced_hash_table(lib.asarray(counts), num_experts=3, xp=lib.xp)
+        assert np.asarray(expected_from_array).tolist() == expected
+    table = balanced_hash_table(counts.tolist(), num_experts=3, xp=lib.xp)
+    assert table.dtype == lib.xp.int32
+    assert np.asarray(table).tolist() == expected
+
+
+def test_frequencies_are_counts() -> None:
+    counts = np.random.default_rng(0).zipf(1.5, 200)
+    by_count, by_share = (
+        balanced_hash_table(numbers, num_experts=8, xp=XP)
+        for numbers in (counts, counts / 2 ** math.ceil(math.log2(counts.sum())))
+    )
+    np.testing.assert_array_equal(by_count, by_share)
+
+
+def test_ids_that_do_not_occur_are_dealt_out_in_turn() -> None:
+    table = balanced_hash_table([0] * 10 + [7], num_experts=5, xp=XP)
+    assert np.bincount(table, minlength=5).tolist() == [3, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("empty", [[], np.zeros(0)])
+def test_no_counts_are_an_empty_table(empty: Any) -> None:
+    assert balanced_hash_table(empty, num_experts=2, xp=XP).shape == (0,)

@@ -5,6 +5,7 @@ Scores in, weights out: pure functions without parameters, randomness or state.
 
 from importlib.metadata import version
 
+from moe_gates._balanced_hash import balanced_hash_table
 from moe_gates._checks import check_gamma, check_k
 from moe_gates._comet import comet_gate
 from moe_gates._cosine import cosine_scores
@@ -31,6 +32,7 @@ __version__ = version("moe-gates")
 __all__ = [
     "SlotGate",
     "__version__",
+    "balanced_hash_table",
     "check_gamma",
     "check_k",
     "comet_gate",
