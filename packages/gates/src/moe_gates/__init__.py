@@ -16,6 +16,7 @@ from moe_gates._diagnostics import (
     unsaturated_fraction,
 )
 from moe_gates._dselect_k import dselect_k_gate
+from moe_gates._exact_k import exact_k_gate, subset_marginals
 from moe_gates._hash import hash_gate, hash_table
 from moe_gates._penalties import entropy_penalty, unreachable_penalty
 from moe_gates._relabel import mix, normalize, permute
@@ -41,6 +42,7 @@ __all__ = [
     "dead_experts",
     "dselect_k_gate",
     "entropy_penalty",
+    "exact_k_gate",
     "expert_load",
     "hash_gate",
     "hash_table",
@@ -51,6 +53,7 @@ __all__ = [
     "relu_gate",
     "smooth_step",
     "softmax_gate",
+    "subset_marginals",
     "top_k_gate",
     "top_k_sparsemax_gate",
     "unreachable_penalty",
