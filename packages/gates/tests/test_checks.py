@@ -72,6 +72,7 @@ BAD_NUMBERS = [
     (lambda: gates.relu_gate(F, k=5), ValueError, "[1, num_experts=4], got 5."),
     (lambda: gates.subset_marginals(F, k=5), ValueError, "[1, num_experts=4], got 5."),
     (lambda: gates.exact_k_gate(F, k=0), ValueError, "[1, num_experts=4], got 0."),
+    (lambda: gates.tree_top_k_gate(F[..., 1:], F, k=5), ValueError, "got 5."),
     (
         lambda: gates.cosine_scores(F, F[0], temperature=0),
         ValueError,
@@ -119,6 +120,8 @@ BAD_ARRAYS = [
     (lambda: gates.exact_k_gate(INT, k=1), TypeError, "`scores` must have a real floating dtype"),
     (lambda: gates.exact_k_gate(F, k=1, uniforms=INT), TypeError, "`uniforms` must have a real"),
     (lambda: gates.exact_k_gate(F, k=1, uniforms=F), ValueError, "(3, 2, 3), one less than"),
+    (lambda: gates.tree_top_k_gate(F, F, k=1), ValueError, "(3, 2, 3), one split less than"),
+    (lambda: gates.tree_top_k_gate(F32[..., 1:], F, k=1), TypeError, "float32, got float64."),
     (lambda: gates.cosine_scores(INT, F[0], temperature=1), TypeError, "`rows` must have a real"),
     (lambda: gates.cosine_scores(F, F, temperature=1), ValueError, "`expert_embeddings` must have"),
     (lambda: gates.cosine_scores(F, F[0, :, 1:], temperature=1), ValueError, "the features of"),

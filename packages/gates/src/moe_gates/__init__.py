@@ -27,6 +27,7 @@ from moe_gates._softmax import softmax_gate
 from moe_gates._sparsemax import top_k_sparsemax_gate
 from moe_gates._top_k import top_k_gate
 from moe_gates._tree import leaf_order
+from moe_gates._tree_top_k import tree_top_k_gate
 
 __version__ = version("moe-gates")
 
@@ -56,6 +57,7 @@ __all__ = [
     "subset_marginals",
     "top_k_gate",
     "top_k_sparsemax_gate",
+    "tree_top_k_gate",
     "unreachable_penalty",
     "unsaturated_fraction",
 ]

@@ -189,6 +189,18 @@ def check_same_dtype(name: str, array: Array, other_name: str, other: Array) -> 
         raise TypeError(msg)
 
 
+def check_tree_scores(split_scores: Array, leaf_scores: Array, xp: ModuleType) -> None:
+    """Refuse scores that are not those of trees with a leaf for each expert."""
+    check_floating("split_scores", split_scores, xp)
+    check_floating("leaf_scores", leaf_scores, xp)
+    check_same_dtype("leaf_scores", leaf_scores, "split_scores", split_scores)
+    check_axes("leaf_scores", leaf_scores, ("num_slots", "num_experts"))
+    *batch_and_slots, num_experts = leaf_scores.shape
+    check_num_experts(num_experts)
+    because = "one split less than `leaf_scores` has experts"
+    check_shape("split_scores", split_scores, (*batch_and_slots, num_experts - 1), because)
+
+
 def check_relabelling(
     name: str, relabelling: Array, weights: Array, *, num_expert_axes: int
 ) -> None:
