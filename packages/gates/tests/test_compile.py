@@ -11,6 +11,8 @@ import moe_gates as gates
 SPLITS, LEAVES = (np.random.default_rng(0).normal(size=(7, 2, n)) for n in (4, 5))
 BITS, SELECTORS = (np.random.default_rng(1).normal(size=size) for size in [(7, 2, 3), (7, 2)])
 ORDERS, TABLE = np.asarray([[3, 0, 4, 1, 2], [0, 1, 2, 4, 3]]), np.arange(9) % 5
+UNIFORMS, BIAS = np.random.default_rng(3).random((7, 4)), np.asarray([0.2, 0.0, -0.1, 0.0, 0.1])
+EXPERTS = np.random.default_rng(4).normal(size=(5, 4))
 MATRICES = np.random.default_rng(2).random((2, 5, 5))
 
 # Name, function of the namespace and the arrays, arrays; the first axis of those before
@@ -31,6 +33,42 @@ CASES: list[Case] = [
         2,
     ),
     ("top_k", lambda xp, s: gates.top_k_gate(s, k=2, xp=xp), (LEAVES,), 1),
+    ("softmax", lambda xp, s: gates.softmax_gate(s, xp=xp), (LEAVES,), 1),
+    (
+        "noisy_top_k",
+        lambda xp, s, n: gates.top_k_gate(s, k=2, renormalize=False, noise=n, xp=xp),
+        (LEAVES, LEAVES[::-1].copy()),
+        2,
+    ),
+    (
+        "top_k_in_groups",
+        lambda xp, s, b: gates.top_k_gate(
+            s, k=2, affinity="sigmoid", bias=b, num_groups=5, num_groups_kept=3, xp=xp
+        ),
+        (LEAVES, BIAS),
+        1,
+    ),
+    ("sparsemax", lambda xp, s: gates.top_k_sparsemax_gate(s, k=3, xp=xp), (LEAVES,), 1),
+    ("relu", lambda xp, s: gates.relu_gate(s, k=2, xp=xp), (LEAVES,), 1),
+    ("marginals", lambda xp, s: gates.subset_marginals(s, k=2, xp=xp), (LEAVES,), 1),
+    (
+        "exact_k",
+        lambda xp, s, u: gates.exact_k_gate(s, k=2, uniforms=u, xp=xp),
+        (LEAVES[:, 0], UNIFORMS),
+        2,
+    ),
+    (
+        "tree_top_k",
+        lambda xp, s, a: gates.tree_top_k_gate(s, a, k=2, xp=xp),
+        (SPLITS, LEAVES),
+        2,
+    ),
+    (
+        "cosine",
+        lambda xp, r, e: gates.cosine_scores(r, e, temperature=0.5, xp=xp),
+        (SPLITS, EXPERTS),
+        1,
+    ),
     (
         "hash",
         lambda xp, i, t: gates.hash_gate(i, t, num_experts=5, dtype=xp.float32, xp=xp),
@@ -96,6 +134,22 @@ def test_torch_recompiles_for_an_annealed_gamma_and_stays_correct(torch_lib: Any
     splits, leaves = torch_lib.asarray(SPLITS), torch_lib.asarray(LEAVES)
     for gamma in (4.0, 2.0, 1.0, 0.5):
         torch.testing.assert_close(compiled(splits, leaves, gamma), weights(splits, leaves, gamma))
+
+
+def test_torch_compiles_the_gradient_of_exactly_k(torch_lib: Any) -> None:
+    torch = pytest.importorskip("torch")
+    torch.compiler.reset()
+
+    def loss(scores: Any) -> Any:
+        return torch.sum(gates.exact_k_gate(scores, k=2, xp=torch_lib.xp) * scores.detach())
+
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        scores = torch_lib.asarray(LEAVES).requires_grad_()
+        function(scores).backward()
+        gradients.append(scores.grad)
+    torch.testing.assert_close(*gradients)
+    assert torch.any(gradients[0] != 0)
 
 
 @CASE

@@ -1,6 +1,8 @@
 """Gradients of torch, of JAX and finite differences agree, and are never NaN."""
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,21 +10,31 @@ import pytest
 
 from moe_gates import (
     comet_gate,
+    cosine_scores,
     dselect_k_gate,
     entropy_penalty,
+    exact_k_gate,
     mix,
     normalize,
     permute,
+    relu_gate,
     smooth_step,
+    softmax_gate,
+    subset_marginals,
     top_k_gate,
+    top_k_sparsemax_gate,
+    tree_top_k_gate,
     unreachable_penalty,
 )
+from moe_gates._array import stop_gradient
 
 RNG = np.random.default_rng(0)
 COTANGENT = RNG.normal(size=5)
 MATRIX = RNG.dirichlet(np.ones(5), size=5)
 ORDER = RNG.permutation(5)
 SPLITS, LEAVES = RNG.normal(size=(6, 2, 4)), RNG.normal(size=(6, 2, 5))
+BIAS, SLOT_COTANGENT = RNG.normal(size=5), RNG.normal(size=(2, 5))
+ROWS, EXPERTS, TEMPERATURE = RNG.normal(size=(6, 3)), RNG.normal(size=(5, 3)), np.asarray(0.5)
 BITS, SELECTORS = RNG.normal(size=(6, 2, 3)), RNG.normal(size=(6, 2))
 WEIGHTS = RNG.dirichlet(np.ones(5), size=(6, 2))
 # A scalar function of arrays, given the namespace and a way to make constants.
@@ -59,6 +71,43 @@ def smooth_step_loss(lib: Any, t: Any) -> Any:
     return lib.xp.sum(smooth_step(t, gamma=3.0, xp=lib.xp) * lib.asarray(COTANGENT))
 
 
+# Functions of scores alone, of which each expert's answer counts differently.
+GATES: dict[str, Callable[..., Any]] = {
+    "softmax": softmax_gate,
+    "switch": partial(top_k_gate, k=1, renormalize=False),
+    "sigmoid": partial(top_k_gate, k=2, affinity="sigmoid", renormalize=False),
+    "sigmoid_groups": partial(top_k_gate, k=3, affinity="sigmoid", num_groups=5, num_groups_kept=4),
+    "sparsemax": partial(top_k_sparsemax_gate, k=3),
+    "relu": partial(relu_gate, k=2),
+    "marginals": partial(subset_marginals, k=2),
+}
+
+
+def gate_loss(gate: Callable[..., Any]) -> Loss:
+    def loss(lib: Any, scores: Any) -> Any:
+        cotangent = lib.xp.astype(lib.asarray(COTANGENT), scores.dtype)
+        return lib.xp.sum(gate(scores, xp=lib.xp) * cotangent)
+
+    return loss
+
+
+def biased_loss(lib: Any, scores: Any, noise: Any) -> Any:
+    gate = top_k_gate(scores, k=3, noise=noise, bias=lib.asarray(BIAS), xp=lib.xp)
+    return lib.xp.sum(gate * lib.asarray(COTANGENT))
+
+
+def cosine_loss(lib: Any, rows: Any, experts: Any, temperature: Any) -> Any:
+    scores = cosine_scores(rows, experts, temperature=temperature, xp=lib.xp)
+    return lib.xp.sum(scores * scores * lib.asarray(COTANGENT))
+
+
+def tree_top_k_loss(lib: Any, splits: Any, leaves: Any) -> Any:
+    gate = tree_top_k_gate(splits, leaves, k=3, xp=lib.xp)
+    penalty = entropy_penalty(gate.slot_probabilities, xp=lib.xp)
+    slots = lib.xp.sum(gate.slot_weights * lib.asarray(SLOT_COTANGENT))
+    return lib.xp.sum(gate.weights * lib.asarray(COTANGENT)) + slots + penalty
+
+
 LOSSES = [
     (comet_loss, (SPLITS, LEAVES)),
     (hard_comet_loss, (SPLITS, LEAVES)),
@@ -67,6 +116,11 @@ LOSSES = [
     (relabelling_loss, (WEIGHTS, MATRIX)),
     (relabelling_loss, (WEIGHTS, np.stack([MATRIX, MATRIX.T]))),
     (smooth_step_loss, (LEAVES,)),
+    *((gate_loss(gate), (LEAVES,)) for gate in GATES.values()),
+    (gate_loss(partial(subset_marginals, k=5)), (LEAVES,)),
+    (biased_loss, (LEAVES, LEAVES[::-1].copy())),
+    (cosine_loss, (ROWS, EXPERTS, TEMPERATURE)),
+    (tree_top_k_loss, (SPLITS, LEAVES)),
 ]
 
 
@@ -128,6 +182,105 @@ def test_saturation_and_large_scores_give_finite_gradients(
         assert np.all(np.isfinite(gradient))
 
 
+EXTREMES = np.asarray(
+    [
+        *1e4 * np.sign(LEAVES[:, 0]),
+        [-1e4] * 5,
+        [0.0] * 5,
+        [0.0, 1e4, 2e4, 3e4, 4e4],
+        [0.0, -np.inf, 1.0, -np.inf, 2.0],
+        [-np.inf, 1e4, -1e4, 0.0, 0.0],
+    ]
+)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_extreme_scores_give_finite_gradients(
+    gradient_lib: Any, gate: Callable[..., Any], dtype: Any
+) -> None:
+    arrays = (EXTREMES.astype(dtype),)
+    (gradient,) = BY_LIBRARY[gradient_lib.name](gradient_lib, gate_loss(gate), arrays)
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0.0, 1e4])
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_logistic_trees_give_finite_gradients(gradient_lib: Any, size: float, dtype: Any) -> None:
+    arrays = [(size * np.sign(scores)).astype(dtype) for scores in (SPLITS, LEAVES)]
+    for gradient in BY_LIBRARY[gradient_lib.name](gradient_lib, tree_top_k_loss, arrays):
+        assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_a_vector_of_zeros_gets_a_cosine_gradient_of_0(gradient_lib: Any) -> None:
+    rows, experts = ROWS * np.asarray([[0.0]] + [[1.0]] * 5), EXPERTS * (np.arange(5) != 2)[:, None]
+    arrays = (rows, experts, TEMPERATURE)
+    of_rows, of_experts, _ = BY_LIBRARY[gradient_lib.name](gradient_lib, cosine_loss, arrays)
+    assert not np.any(of_rows[0])
+    assert not np.any(of_experts[2])
+    assert np.all(np.any(of_rows[1:], axis=-1))
+    assert np.all(np.isfinite(of_rows))
+    assert np.all(np.isfinite(of_experts))
+
+
+def subset_chances(scores: Any, k: int) -> tuple[Any, Any]:
+    """All subsets as rows of 0 and 1, and their probabilities."""
+    experts = np.arange(scores.size)
+    every = np.asarray([np.isin(experts, s) for s in itertools.combinations(experts, k)])
+    exps = np.exp(np.asarray([scores[chosen].sum() for chosen in every]))
+    return every.astype(float), exps / exps.sum()
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_exactly_k_has_the_covariance_of_all_subsets_as_its_gradient(
+    gradient_lib: Any, k: int, *, drawn: bool
+) -> None:
+    scores, xp = LEAVES[:, 0], gradient_lib.xp
+    uniforms = gradient_lib.asarray(RNG.random((6, 4))) if drawn else None
+
+    def loss(lib: Any, scores: Any) -> Any:
+        weights = exact_k_gate(scores, k=k, uniforms=uniforms, xp=xp)
+        return xp.sum(weights * lib.asarray(COTANGENT))
+
+    (got,) = BY_LIBRARY[gradient_lib.name](gradient_lib, loss, (scores,))
+    for row, gradient in zip(scores, got, strict=True):
+        every, chances = subset_chances(row, k)
+        mean = chances @ every
+        covariance = (chances[:, None] * every).T @ every - np.outer(mean, mean)
+        np.testing.assert_allclose(gradient, covariance @ COTANGENT / k, atol=1e-14)
+
+
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_a_bias_gets_no_gradient(gradient_lib: Any) -> None:
+    def loss(lib: Any, scores: Any, bias: Any) -> Any:
+        weights = top_k_gate(scores, k=2, affinity="sigmoid", bias=bias, xp=lib.xp)
+        return lib.xp.sum(weights * lib.asarray(COTANGENT))
+
+    arrays = (LEAVES, BIAS)
+    of_scores, of_bias = BY_LIBRARY[gradient_lib.name](gradient_lib, loss, arrays)
+    assert np.any(of_scores)
+    assert not np.any(of_bias)
+
+
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_a_stopped_gradient_is_that_of_a_constant(gradient_lib: Any) -> None:
+    def loss(lib: Any, scores: Any) -> Any:
+        return lib.xp.sum(stop_gradient(scores, lib.xp) * scores)
+
+    (gradient,) = BY_LIBRARY[gradient_lib.name](gradient_lib, loss, (SELECTORS,))
+    np.testing.assert_array_equal(gradient, SELECTORS)
+
+
+def test_stopping_a_gradient_changes_no_value(lib: Any) -> None:
+    got = lib.run(lambda a: stop_gradient(a, lib.xp), SELECTORS)
+    np.testing.assert_array_equal(np.asarray(got), SELECTORS)
+
+
 @pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
 def test_a_saturated_split_gets_a_gradient_of_exactly_0(gradient_lib: Any) -> None:
     splits, leaves = BY_LIBRARY[gradient_lib.name](gradient_lib, comet_loss, (SATURATED, LEAVES))
@@ -152,14 +305,20 @@ def test_half_precision_is_float32_rounded(gradient_lib: Any, dtype: str) -> Non
     def gates(splits: Any, leaves: Any, bits: Any, selectors: Any) -> list[Any]:
         comet = comet_gate(splits, leaves, gamma=3.0, xp=xp)
         dselect_k = dselect_k_gate(bits, selectors, num_experts=5, gamma=3.0, xp=xp)
-        return [*comet, *dselect_k, top_k_gate(leaves, k=2, xp=xp)]
+        one_slot = [gate(leaves, xp=xp) for gate in GATES.values()]
+        cosine = cosine_scores(bits, bits[0, ...], temperature=0.1, xp=xp)
+        trees = tree_top_k_gate(splits, leaves, k=2, xp=xp)
+        exact = exact_k_gate(leaves, k=3, xp=xp)
+        sparse = [top_k_gate(leaves, k=2, xp=xp), exact, cosine]
+        return [*comet, *dselect_k, *trees, *one_slot, *sparse]
 
     half = [
         xp.astype(gradient_lib.asarray(a), getattr(xp, dtype))
         for a in (SPLITS, LEAVES, BITS, SELECTORS)
     ]
     wide = [xp.astype(a, xp.float32) for a in half]
-    for ours, exact in zip(gates(*half), gates(*wide), strict=True):
+    run = gradient_lib.jit(gates)
+    for ours, exact in zip(run(*half), run(*wide), strict=True):
         assert ours.dtype == half[0].dtype
         # To the bit: the arithmetic is float32 in both, and only the result is rounded.
         rounded = xp.astype(exact, ours.dtype)

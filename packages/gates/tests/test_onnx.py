@@ -35,10 +35,30 @@ class Gate(torch.nn.Module):  # type: ignore[name-defined,misc]
         return (
             *(gate.weights for gate in comet + dselect_k),
             gates.top_k_gate(leaves[:, 0, :], k=2, xp=xp),
+            *one_slot_gates(leaves[:, 0, :], xp),
+            *gates.tree_top_k_gate(splits, leaves, k=2, xp=xp),
             gates.hash_gate(ids, torch.arange(9) % 5, num_experts=5, dtype=leaves.dtype, xp=xp),
             gates.normalize(gates.permute(slot_weights, order, xp=xp), xp=xp),
             mixed,
         )
+
+
+def one_slot_gates(scores: Any, xp: Any) -> tuple[Any, ...]:
+    bias = torch.tensor([0.2, 0.0, -0.1, 0.0, 0.1])
+    uniforms = torch.full_like(scores[:, :4], 0.4)
+    return (
+        gates.softmax_gate(scores, xp=xp),
+        gates.top_k_gate(scores, k=2, affinity="sigmoid", renormalize=False, noise=-scores, xp=xp),
+        gates.top_k_gate(
+            scores, k=2, affinity="sigmoid", bias=bias, num_groups=5, num_groups_kept=3, xp=xp
+        ),
+        gates.top_k_sparsemax_gate(scores, k=3, xp=xp),
+        gates.relu_gate(scores, k=2, xp=xp),
+        gates.subset_marginals(scores, k=2, xp=xp),
+        gates.exact_k_gate(scores, k=2, xp=xp),
+        gates.exact_k_gate(scores, k=2, uniforms=uniforms, xp=xp),
+        gates.cosine_scores(scores, torch.eye(5)[:3], temperature=0.5, xp=xp),
+    )
 
 
 def comet_gate(splits: Any, leaves: Any, *, hard: bool, xp: Any) -> Any:
