@@ -268,6 +268,13 @@ def test_a_bias_gets_no_gradient(gradient_lib: Any) -> None:
 
 
 @pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_a_sigmoid_has_its_largest_slope_at_0(gradient_lib: Any) -> None:
+    loss, arrays = gate_loss(GATES["sigmoid"]), (np.zeros((1, 5)),)
+    (gradient,) = BY_LIBRARY[gradient_lib.name](gradient_lib, loss, arrays)
+    np.testing.assert_allclose(gradient[0, :2], COTANGENT[:2] / 4, rtol=1e-15)
+
+
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
 def test_a_stopped_gradient_is_that_of_a_constant(gradient_lib: Any) -> None:
     def loss(lib: Any, scores: Any) -> Any:
         return lib.xp.sum(stop_gradient(scores, lib.xp) * scores)

@@ -192,7 +192,13 @@ def test_no_bias_and_no_group_bring_back_a_forbidden_expert(lib: Any) -> None:
         np.testing.assert_allclose(np.asarray(got), [[0, 0, 0, 0, 0.5, 0.5]], rtol=1e-14)
 
 
-def test_one_group_kept_of_one_is_no_limit() -> None:
+def test_a_group_with_one_expert_left_is_as_good_as_that_expert(lib: Any) -> None:
+    scores = np.asarray([[-np.inf, 5.0, -1.0, -1.0]])
+    got = lib.run(lambda s: top_k_gate(s, k=2, affinity="sigmoid", num_groups=2, xp=lib.xp), scores)
+    np.testing.assert_array_equal(np.asarray(got), [[0, 1, 0, 0]])
+
+
+def test_all_groups_kept_are_no_limit() -> None:
     scores = np.random.default_rng(0).normal(size=(5, 6))
     limited = top_k_gate(scores, k=3, num_groups=3, num_groups_kept=3)
     np.testing.assert_array_equal(limited, top_k_gate(scores, k=3))

@@ -65,7 +65,7 @@ def _project(scores: Array, kept: Array, k: int, xp: ModuleType) -> Array:
     # Michelot (JOTA 50, 1986): drop what is not above the threshold of those that are
     # left, until all are. Each pass drops one at least, so k - 1 passes leave none to
     # drop. No sort is needed, and the threshold is that of the support to the bit.
-    support = kept & (scores > -1)
+    support = kept
     for _ in range(k - 1):
         support = support & (scores > _threshold(scores, support, xp))
     return xp.where(support, scores - _threshold(scores, support, xp), 0.0)
