@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_localsearch import assign
+from moe_localsearch import assign, assign_with_capacity
 
 
 @given(size=st.integers(1, 6), seed=st.integers(0, 10_000))
@@ -18,6 +18,16 @@ def test_no_permutation_is_cheaper(size: int, seed: int) -> None:
     cheapest = min(sum(costs[i, p[i]] for i in range(size)) for p in permutations(range(size)))
     assert costs[np.arange(size), found].sum() == cheapest
     assert found.dtype == np.int64
+
+
+@pytest.mark.parametrize("size", [17, 256])
+def test_prices_prove_that_no_permutation_is_cheaper(size: int) -> None:
+    # Rows that choose by cost + price cost at least as much as any assignment does, less the
+    # prices: a bound from below, which needs no second solver to be believed.
+    costs = np.random.default_rng(size).normal(size=(size, size))
+    prices = assign_with_capacity(costs, capacity=1).prices
+    bound = (costs + prices).min(axis=1).sum() - prices.sum()
+    assert costs[np.arange(size), assign(costs)].sum() == pytest.approx(bound, rel=1e-12)
 
 
 def test_ties_are_decided_the_same_way_every_time() -> None:

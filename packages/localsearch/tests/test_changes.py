@@ -21,6 +21,10 @@ def row_losses_by_the_definition(problem: PlantedProblem, experts: Any) -> Any:
     return problem.row_loss(mixed, rows)
 
 
+def all_of(parts: Any) -> Any:
+    return np.concatenate(list(parts))
+
+
 @given(
     size=st.integers(1, 6),
     num_rows=st.integers(1, 20),
@@ -48,10 +52,10 @@ def test_changes_are_paired_means_over_rows(
 @given(size=st.integers(3, 7), data=st.data())
 def test_moves_are_what_they_say(size: int, data: st.DataObject) -> None:
     permutation = np.array(data.draw(st.permutations(range(size))))
-    swapped = swaps(permutation)
+    swapped = all_of(swaps(permutation))
     assert len(np.unique(swapped, axis=0)) == len(swapped) == size * (size - 1) // 2
     assert np.all((swapped != permutation).sum(axis=1) == 2)
-    replaced = replacements(permutation)
+    replaced = all_of(replacements(permutation))
     assert len(np.unique(replaced, axis=0)) == len(replaced) == size * (size - 1)
     assert np.all((replaced != permutation).sum(axis=1) == 1)
     triples = np.array([[0, 1, 2], [0, size - 2, size - 1]])
@@ -80,7 +84,7 @@ def test_giving_up_saves_row_losses_and_loses_no_candidate_that_matters() -> Non
     objective, asked = count_row_losses(problem)
     near = problem.permutation.copy()
     near[[0, 1]] = near[[1, 0]]
-    candidates = swaps(near)
+    candidates = all_of(swaps(near))
     every = objective.changes(near, candidates)
     full = sum(asked)
     asked.clear()
@@ -106,7 +110,7 @@ def test_a_candidate_that_no_sampled_row_touches_is_not_given_up() -> None:
     weights[-8:] = [0, 0, 1]
     outputs = np.tile(np.array([[0.0], [1.0], [2.0]]), (4000, 1, 1))
     objective = RelabelingObjective(weights, outputs, lambda mixed, _rows: mixed[:, 0])
-    changes = objective.changes(np.arange(3), swaps(np.arange(3)), give_up_at=0.0)
+    changes = objective.changes(np.arange(3), all_of(swaps(np.arange(3))), give_up_at=0.0)
     # (0, 1) and (0, 2) cost more in every row; (1, 2) saves 1 in eight rows.
     np.testing.assert_array_equal(changes.exact, [False, False, True])
     assert changes.mean[2] == pytest.approx(-8 / 4000)
@@ -114,10 +118,10 @@ def test_a_candidate_that_no_sampled_row_touches_is_not_given_up() -> None:
 
 def test_blocks_of_rows_and_candidates_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = planted_problem(num_rows=700, size=5, num_nonzero=3, seed=0)
-    candidates = np.concatenate([swaps(np.arange(5)), replacements(np.arange(5))])
+    candidates = all_of([*swaps(np.arange(5)), *replacements(np.arange(5))])
     whole = problem.objective.changes(range(5), candidates, give_up_at=3.0)
     monkeypatch.setattr(_relabeling, "ELEMENTS_PER_CALL", 28)
-    monkeypatch.setattr(_relabeling, "CANDIDATES_PER_BLOCK", 7)
+    monkeypatch.setattr(_relabeling, "PER_PART", 7)
     blocks = problem.objective.changes(range(5), candidates, give_up_at=3.0)
     for one, other in zip(whole, blocks, strict=True):
         np.testing.assert_allclose(np.array(one, float), np.array(other, float), rtol=1e-9)

@@ -66,6 +66,12 @@ def test_one_assignment_solves_a_separable_objective(size: int, seed: int) -> No
     assert result.num_evaluations <= size * (size - 1) + 2
 
 
+def test_one_assignment_is_the_best_of_40320_permutations() -> None:
+    objective = random_relabeling(0, 8, num_nonzero=1, num_rows=40)
+    best = exhaustive(objective)
+    assert search(objective).cost_after == pytest.approx(best.cost_after, rel=1e-12)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=40)
 @given(size=st.integers(1, 5), seed=st.integers(0, 10_000), data=st.data())

@@ -14,12 +14,13 @@ from moe_localsearch import (
     exhaustive,
     frank_wolfe,
     relabel_slots,
+    relax,
     replace_and_assign,
     search,
 )
 from moe_localsearch.testing import planted_problem, planted_slots
 
-FUNCTIONS = [anneal, descend_by_swaps, exhaustive, frank_wolfe, replace_and_assign, search]
+FUNCTIONS = [anneal, descend_by_swaps, exhaustive, frank_wolfe, relax, replace_and_assign, search]
 
 
 class StopAfter:

@@ -75,6 +75,19 @@ def test_the_convergent_schedule_converges_and_the_papers_does_not(size: int, st
     assert papers.marginal_error.max() > 0.5
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_the_limit_is_that_of_python_optimal_transport(temperature: float) -> None:
+    ot = pytest.importorskip("ot", reason="POT is not installed")
+    costs = np.random.default_rng(0).normal(size=(12, 12))
+    marginal = np.full(12, 1 / 12)
+    limit = 12 * ot.bregman.sinkhorn_log(
+        marginal, marginal, costs, temperature, numItermax=3000, stopThr=1e-14, warn=False
+    )
+    result = sinkhorn(-costs, temperature=temperature, num_iterations=3000)
+    np.testing.assert_allclose(result.matrix, limit, atol=1e-12)
+    assert result.marginal_error < 1e-12
+
+
 def test_a_low_temperature_rounds_to_the_assignment() -> None:
     log_weights = np.random.default_rng(0).normal(size=(6, 6))
     matrix, _ = sinkhorn(log_weights, temperature=0.02, num_iterations=2000)

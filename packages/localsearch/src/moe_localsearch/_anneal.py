@@ -135,13 +135,13 @@ class _Walk:
     def typical_change(self, pairs: IntArray) -> float:
         """Return the median size of the finite changes by swaps of the start; 0 if none is."""
         candidates = exchanged(self._current, pairs)
-        changes = self._questions.nearby_changes(self._current, self._cost, candidates).mean
+        changes = self._questions.nearby_changes(self._current, self._cost, [candidates]).mean
         return float(np.median(np.abs(changes[np.isfinite(changes)]))) if len(changes) else 0.0
 
     def step(self, pair: IntArray, limit: float) -> None:
         """Swap if that costs at most `limit` more."""
         candidate = exchanged(self._current, pair[None])
-        (change,) = self._questions.nearby_changes(self._current, self._cost, candidate).mean
+        (change,) = self._questions.nearby_changes(self._current, self._cost, [candidate]).mean
         if not -np.inf < change <= limit:
             return
         self._current, self._cost = candidate[0], self._cost + float(change)

@@ -1,25 +1,34 @@
 """The permutations, or replacements, near a permutation."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from moe_localsearch._changes import BoolArray
 from moe_localsearch._checks import IntArray
 
-
-def swaps(permutation: IntArray) -> IntArray:
-    """Return every swap of two positions, in the order of ``np.triu_indices(n, 1)``."""
-    return exchanged(permutation, np.stack(np.triu_indices(len(permutation), 1), axis=1))
+PER_PART = 1024
+"""Permutations that are made at once: 8 KiB for each position."""
 
 
-def replacements(permutation: IntArray) -> IntArray:
-    """Return each position alone with each of its n - 1 other choices: no permutations.
+def swaps(permutation: IntArray) -> Iterator[IntArray]:
+    """Yield every swap of two positions, in parts, in the order of ``np.triu_indices(n, 1)``."""
+    pairs = np.stack(np.triu_indices(len(permutation), 1), axis=1)
+    for begin in range(0, len(pairs), PER_PART):
+        yield exchanged(permutation, pairs[begin : begin + PER_PART])
+
+
+def replacements(permutation: IntArray) -> Iterator[IntArray]:
+    """Yield each position alone with each of its n - 1 other choices, in parts: no permutations.
 
     In the order of the entries that `other_entries` marks.
     """
-    position, used = np.nonzero(other_entries(permutation))
-    moved = np.tile(permutation, (len(position), 1))
-    moved[np.arange(len(moved)), position] = used
-    return moved
+    entries = np.argwhere(other_entries(permutation))
+    for begin in range(0, len(entries), PER_PART):
+        position, used = entries[begin : begin + PER_PART].T
+        moved = np.tile(permutation, (len(position), 1))
+        moved[np.arange(len(moved)), position] = used
+        yield moved
 
 
 def other_entries(permutation: IntArray) -> BoolArray:

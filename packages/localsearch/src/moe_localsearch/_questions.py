@@ -1,6 +1,7 @@
 """Ask an objective: check the shape of each answer, count the costs that it held."""
 
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from moe_localsearch._checks import (
     check_count,
     check_standard_errors,
 )
-from moe_localsearch._moves import exchanged, other_entries, replacements
+from moe_localsearch._moves import other_entries, replacements, swaps
 from moe_localsearch._objective import (
     Objective,
     RelaxedCost,
@@ -25,8 +26,6 @@ from moe_localsearch._objective import (
 )
 from moe_localsearch._progress import ProgressCallback, SearchProgress, SearchStopped
 
-CANDIDATES_PER_CALL = 1024
-"""Permutations in one call: 8 KiB for each position."""
 GIVE_UP_AT = 4.0
 """Standard errors above the current cost at which a candidate is not evaluated further. Fewer
 than one in 10,000 candidates that are as good as the current permutation look so bad."""
@@ -96,7 +95,8 @@ class Questions:
         """Return the changes of the single replacements, in the order of `replacements`."""
         if isinstance(self.objective, SupportsChanges):
             # All are exact: an assignment weighs each against each.
-            return self.changes(permutation, replacements(permutation), give_up_at=np.inf)
+            parts = replacements(permutation)
+            return joined(self.changes(permutation, part, give_up_at=np.inf) for part in parts)
         if not isinstance(self.objective, SupportsReplacementCosts):
             msg = (
                 "`objective` must offer `replacement_costs` or `changes` for this method, "
@@ -112,24 +112,20 @@ class Questions:
 
     def swap_changes(self, permutation: IntArray, cost: float) -> Changes:
         """Return the changes of all swaps, in the order of ``np.triu_indices(n, 1)``."""
-        pairs = np.stack(np.triu_indices(self.size, 1), axis=1)
-        if isinstance(self.objective, SupportsSwapCosts) and not isinstance(
-            self.objective, SupportsChanges
-        ):
-            self._about_to_ask()
-            self.num_evaluations += len(pairs)
-            answer = self.objective.swap_costs(permutation)
-            axes = [("n", self.size), ("n", self.size)]
-            costs = checked("objective.swap_costs(...)", answer, axes)
-            return without_rows(difference(costs[pairs[:, 0], pairs[:, 1]], cost))
-        return self.nearby_changes(permutation, cost, exchanged(permutation, pairs))
+        knows_changes = isinstance(self.objective, SupportsChanges)
+        if knows_changes or not isinstance(self.objective, SupportsSwapCosts):
+            return self.nearby_changes(permutation, cost, swaps(permutation))
+        n = self.size
+        self._about_to_ask()
+        self.num_evaluations += n * (n - 1) // 2
+        answer = self.objective.swap_costs(permutation)
+        costs = checked("objective.swap_costs(...)", answer, [("n", n), ("n", n)])
+        return without_rows(difference(costs[np.triu_indices(n, 1)], cost))
 
-    def nearby_changes(self, permutation: IntArray, cost: float, candidates: IntArray) -> Changes:
-        """Return the changes of permutations, shape (B, n), that differ in a few positions."""
-        parts = [
-            candidates[begin : begin + CANDIDATES_PER_CALL]
-            for begin in range(0, len(candidates), CANDIDATES_PER_CALL)
-        ]
+    def nearby_changes(
+        self, permutation: IntArray, cost: float, parts: Iterable[IntArray]
+    ) -> Changes:
+        """Return the changes of permutations, in parts (B, n), that differ in a few positions."""
         if isinstance(self.objective, SupportsChanges):
             return joined(self.changes(permutation, part, give_up_at=GIVE_UP_AT) for part in parts)
         return joined(without_rows(difference(self.costs(part), cost)) for part in parts)

@@ -21,7 +21,7 @@ from moe_localsearch._checks import (
     check_shape,
     check_square,
 )
-from moe_localsearch._moves import other_entries, replacements, swaps
+from moe_localsearch._moves import PER_PART, other_entries, replacements, swaps
 from moe_localsearch._objective import RelaxedCost
 from moe_localsearch._rows import (
     RowGradient,
@@ -35,7 +35,6 @@ from moe_localsearch._terms import ActiveRows, Terms, add_terms, terms
 
 ELEMENTS_PER_CALL = 2**21
 """Entries of mixed output in one call of the loss: 16 MiB of float64."""
-CANDIDATES_PER_BLOCK = 1024
 FIRST_ROWS = 512
 """Rows after which hopeless candidates are first given up; then four times as many, and so on."""
 NUM_REMEMBERED = 3
@@ -177,14 +176,16 @@ class RelabelingObjective:
         """Return the exact cost, shape (n, n), when position ``i`` alone uses expert ``j``."""
         experts = check_permutation("permutation", permutation, size=self.size)
         changes = np.zeros((self.size, self.size))
-        changes[other_entries(experts)] = self.changes(experts, replacements(experts)).mean
+        answers = joined(self.changes(experts, part) for part in replacements(experts))
+        changes[other_entries(experts)] = answers.mean
         return float(self._base(experts).losses.mean()) + changes
 
     def swap_costs(self, permutation: ArrayLike, /) -> FloatArray:
         """Return the exact cost, shape (n, n), after exchanging positions ``i`` and ``j``."""
         experts = check_permutation("permutation", permutation, size=self.size)
         changes = np.zeros((self.size, self.size))
-        changes[np.triu_indices(self.size, 1)] = self.changes(experts, swaps(experts)).mean
+        answers = joined(self.changes(experts, part) for part in swaps(experts))
+        changes[np.triu_indices(self.size, 1)] = answers.mean
         return float(self._base(experts).losses.mean()) + (changes + changes.T)
 
     def changes(
@@ -199,10 +200,7 @@ class RelabelingObjective:
         experts = check_permutation("permutation", permutation, size=self.size)
         choices = check_choices("candidates", candidates, size=self.size)
         base = self._base(experts)
-        parts = [
-            choices[begin : begin + CANDIDATES_PER_BLOCK]
-            for begin in range(0, len(choices), CANDIDATES_PER_BLOCK)
-        ]
+        parts = [choices[begin : begin + PER_PART] for begin in range(0, len(choices), PER_PART)]
         return joined(self._race(base, terms(experts, part), give_up_at) for part in parts)
 
     def relaxed_cost(self, matrix: ArrayLike, /) -> RelaxedCost:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from moe_localsearch._checks import check_count
+from moe_localsearch._checks import check_count, check_number
 
 LAST_TEMPERATURE = 0.03
 """Cold enough that rounding recovered all of the gap of planted problems."""
@@ -22,6 +22,17 @@ class RelaxationSettings(NamedTuple):
 
 Schedule = Callable[[int, int], RelaxationSettings]
 """``schedule(step, num_steps)``, from step 0 to `num_steps`."""
+
+
+def checked_settings(settings: RelaxationSettings) -> RelaxationSettings:
+    """Return what a schedule gave, or `sinkhorn` was given, if Sinkhorn can use it."""
+    temperature, num_iterations = settings
+    check_count("num_iterations", num_iterations, minimum=1)
+    check_number("temperature", temperature)
+    if not 0 < temperature < math.inf:
+        msg = f"`temperature` must be finite and > 0, got {temperature}."
+        raise ValueError(msg)
+    return RelaxationSettings(temperature, num_iterations)
 
 
 def paper_schedule(step: int, num_steps: int) -> RelaxationSettings:

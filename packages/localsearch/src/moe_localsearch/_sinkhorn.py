@@ -1,11 +1,10 @@
 """Sinkhorn: turn scores into an almost doubly stochastic matrix, differentiably."""
 
-import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from moe_localsearch._checks import check_count, check_number
 from moe_localsearch._namespace import ArrayT, check_matrices, resolve
+from moe_localsearch._schedule import RelaxationSettings, checked_settings
 
 
 class SinkhornResult(NamedTuple):
@@ -87,11 +86,7 @@ def sinkhorn(
     arrays = {"log_weights": log_weights} | ({} if noise is None else {"noise": noise})
     xp = resolve(xp, **arrays)
     check_matrices("log_weights", log_weights, xp)
-    check_count("num_iterations", num_iterations, minimum=1)
-    check_number("temperature", temperature)
-    if not 0 < temperature < math.inf:
-        msg = f"`temperature` must be finite and > 0, got {temperature}."
-        raise ValueError(msg)
+    checked_settings(RelaxationSettings(temperature, num_iterations))
     if noise is not None and tuple(noise.shape) != tuple(log_weights.shape):
         allowed, got = tuple(log_weights.shape), tuple(noise.shape)
         msg = f"`noise` must have the shape of `log_weights`, {allowed}, got {got}."

@@ -131,7 +131,7 @@ def _gaining_cycles(
     """Return the best rotation of three positions, if one is a gain, shape (0 or 1, n)."""
     triples = _cheapest_triples(swap_changes, len(current))
     candidates = three_cycles(current, triples)
-    changes = questions.nearby_changes(current, cost, candidates)
+    changes = questions.nearby_changes(current, cost, [candidates])
     gains = np.flatnonzero(are_gains(changes, questions.move_standard_errors))
     best = gains[np.argsort(changes.mean[gains], kind="stable")[:1]]
     return candidates[best]
