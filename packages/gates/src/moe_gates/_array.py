@@ -4,6 +4,7 @@ The library is resolved once, in the public function. Below that only `xp` and
 standard attributes are touched, so that compilers can trace through.
 """
 
+import math
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -36,6 +37,22 @@ def count_up(size: int, like: Array, xp: ModuleType) -> Array:
     """Return 0, 1, ..., size - 1 on the device of `like`."""
     # A JAX tracer has no device; there None means "where the others are".
     return xp.arange(size, device=getattr(like, "device", None))
+
+
+def whole_part(array: Array, xp: ModuleType) -> Array:
+    """Cut numbers below 2e9 in magnitude to integers, of the same dtype, without a gradient.
+
+    What a softmax subtracts from its scores changes nothing but rounding. As an integer no
+    framework differentiates it, which would be work for a sum of zeros.
+    """
+    return xp.astype(xp.astype(array, xp.int32), array.dtype)
+
+
+def mean_over_rows(values: Array, xp: ModuleType) -> Array:
+    """Mean of one value a row; 0 without rows."""
+    # Divided first: a sum over no rows is 0 whatever they are divided by. Exporters
+    # (torch 2.13) take the number of rows to be at least 2, and drop a guard against 0.
+    return xp.sum(values / max(math.prod(values.shape), 1))
 
 
 def softmax(scores: Array, xp: ModuleType) -> Array:

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, smallest_normal, widen
+from moe_gates._array import Array, ArrayT, smallest_normal, whole_part, widen
 from moe_gates._checks import (
     check_axes,
     check_bool,
@@ -14,7 +14,7 @@ from moe_gates._checks import (
     resolve,
 )
 from moe_gates._slots import SlotGate
-from moe_gates._tree import leaf_probabilities, level_slices, split_probabilities
+from moe_gates._tree import leaf_probabilities, split_levels, split_probabilities
 
 
 def comet_gate(
@@ -82,7 +82,9 @@ def comet_gate(
     num_experts = leaf_scores.shape[-1]
 
     left, right = split_probabilities(widen(split_scores, xp), gamma=gamma, hard=hard, xp=xp)
-    levels = [(left[..., part], right[..., part]) for part in level_slices(num_experts)]
+    levels = list(
+        zip(split_levels(left, num_experts), split_levels(right, num_experts), strict=True)
+    )
     probabilities = leaf_probabilities(levels, num_leaves=num_experts, xp=xp)
     slot_weights = _weighted_softmax(widen(leaf_scores, xp), probabilities, xp)
 
@@ -107,14 +109,24 @@ def _check_scores(split_scores: Array, leaf_scores: Array, xp: ModuleType) -> No
 
 def _weighted_softmax(scores: Array, probabilities: Array, xp: ModuleType) -> Array:
     """Softmax of scores + log(probabilities) over the last two axes."""
-    # Computed as p exp(score - shift), which has no infinite gradient at p = 0. The
-    # shift is the largest score + log p: the sum is then at least 1. With the largest
-    # score alone it underflows when that score belongs to a leaf that is barely reached.
-    # Subnormal probabilities count as 0, because some libraries flush them.
-    reached = probabilities >= smallest_normal(probabilities.dtype, xp)
-    log_probabilities = xp.log(xp.where(reached, probabilities, 1.0))
-    masked = xp.where(reached, scores + log_probabilities, -xp.inf)
-    shift = xp.max(masked, axis=(-2, -1), keepdims=True)
-    exps = xp.exp(xp.where(reached, scores - shift, 0.0))
-    mass = xp.where(reached, probabilities, 0.0) * exps
-    return mass / xp.sum(mass, axis=(-2, -1), keepdims=True)
+    # Computed as p exp(score - shift), which has no infinite gradient at p = 0. Subnormal
+    # probabilities count as 0, because some libraries flush them. Products with 0 and 1
+    # instead of `where`, which takes forty times as long in PyTorch (2.13, CPU).
+    smallest = smallest_normal(probabilities.dtype, xp)
+    reached = xp.astype(probabilities >= smallest, scores.dtype)
+    shift = _shift(scores, probabilities, reached, xp)
+    mass = (probabilities * reached) * xp.exp((scores - shift) * reached)
+    # Slot by slot, so that a hard gate adds K numbers and zeros, as `comet_route` does.
+    total = xp.sum(xp.sum(mass, axis=-1, keepdims=True), axis=-2, keepdims=True)
+    return mass / total
+
+
+def _shift(scores: Array, probabilities: Array, reached: Array, xp: ModuleType) -> Array:
+    """Return the largest score + log(probability) of a reached leaf, cut to an integer."""
+    # The sum of the masses is then at least 1 / e. With the largest score alone it
+    # underflows when that score belongs to a leaf that is barely reached.
+    finfo = xp.finfo(scores.dtype)
+    log_probabilities = xp.log(xp.clip(probabilities, float(finfo.smallest_normal), 1.0))
+    out_of_reach = (reached - 1) * (float(finfo.max) / 2)
+    largest = xp.max(scores + log_probabilities + out_of_reach, axis=(-2, -1), keepdims=True)
+    return whole_part(largest, xp)
