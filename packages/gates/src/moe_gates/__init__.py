@@ -15,8 +15,12 @@ from moe_gates._diagnostics import (
 )
 from moe_gates._dselect_k import dselect_k_gate
 from moe_gates._hash import hash_gate, hash_table
-from moe_gates._penalties import entropy_penalty, unreachable_penalty
+from moe_gates._penalties import (
+    entropy_penalty,
+    unreachable_penalty,
+)
 from moe_gates._relabel import mix, normalize, permute
+from moe_gates._scale import score_scale
 from moe_gates._slots import SlotGate
 from moe_gates._smooth_step import smooth_step
 from moe_gates._top_k import top_k_gate
@@ -41,6 +45,7 @@ __all__ = [
     "mix",
     "normalize",
     "permute",
+    "score_scale",
     "smooth_step",
     "top_k_gate",
     "unreachable_penalty",

@@ -33,10 +33,15 @@ def smallest_normal(dtype: Any, xp: ModuleType) -> float:  # noqa: ANN401 as abo
     return float(xp.finfo(dtype).smallest_normal)
 
 
+def device_of(array: Array) -> Any:  # noqa: ANN401 each library has its own
+    """Return the device of an array."""
+    # A JAX tracer has no device; there None means "where the others are".
+    return getattr(array, "device", None)
+
+
 def count_up(size: int, like: Array, xp: ModuleType) -> Array:
     """Return 0, 1, ..., size - 1 on the device of `like`."""
-    # A JAX tracer has no device; there None means "where the others are".
-    return xp.arange(size, device=getattr(like, "device", None))
+    return xp.arange(size, device=device_of(like))
 
 
 def whole_part(array: Array, xp: ModuleType) -> Array:
@@ -53,6 +58,14 @@ def mean_over_rows(values: Array, xp: ModuleType) -> Array:
     # Divided first: a sum over no rows is 0 whatever they are divided by. Exporters
     # (torch 2.13) take the number of rows to be at least 2, and drop a guard against 0.
     return xp.sum(values / max(math.prod(values.shape), 1))
+
+
+def add_slots(array: Array, axis: int, xp: ModuleType) -> Array:
+    """Sum over the few slots on `axis`, first to last."""
+    # In this order whatever lies beside the axis, so that different routes to the same
+    # numbers have the same sum, to the bit. Libraries sum more than two in orders of their own.
+    first, *others = xp.unstack(array, axis=axis)
+    return sum(others, start=first)
 
 
 def softmax(scores: Array, xp: ModuleType) -> Array:

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, smallest_normal, whole_part, widen
+from moe_gates._array import Array, ArrayT, add_slots, smallest_normal, whole_part, widen
 from moe_gates._checks import (
     check_axes,
     check_bool,
@@ -13,6 +13,7 @@ from moe_gates._checks import (
     check_shape,
     resolve,
 )
+from moe_gates._scale import in_units
 from moe_gates._slots import SlotGate
 from moe_gates._tree import leaf_probabilities, split_levels, split_probabilities
 
@@ -24,6 +25,7 @@ def comet_gate(
     *,
     gamma: float,
     hard: bool = False,
+    split_scale: ArrayT | None = None,
     xp: ModuleType | None = None,
 ) -> SlotGate[ArrayT]:
     """Each of K trees leads a row to one expert; one softmax weighs what they reach.
@@ -43,6 +45,10 @@ def comet_gate(
         Width of the band in which a split is soft, in ``[1e-30, 1e30]``.
     hard : bool, default False
         Round each split: a score >= 0 goes left. Splits then get no gradient.
+    split_scale : array, optional
+        Real floating, > 0, broadcastable to (num_slots, num_experts - 1): unit of the
+        split scores, which are divided by it, so that `gamma` counts in it. By default
+        `gamma` is in the scores' own unit. See `score_scale`.
     xp : array namespace, optional
         Inferred from the scores by default.
 
@@ -81,7 +87,8 @@ def comet_gate(
     _check_scores(split_scores, leaf_scores, xp)
     num_experts = leaf_scores.shape[-1]
 
-    left, right = split_probabilities(widen(split_scores, xp), gamma=gamma, hard=hard, xp=xp)
+    splits = in_units("split_scale", split_scale, split_scores, xp)
+    left, right = split_probabilities(splits, gamma=gamma, hard=hard, xp=xp)
     levels = list(
         zip(split_levels(left, num_experts), split_levels(right, num_experts), strict=True)
     )
@@ -90,7 +97,7 @@ def comet_gate(
 
     dtype = leaf_scores.dtype
     return SlotGate(
-        weights=xp.astype(xp.sum(slot_weights, axis=-2), dtype, copy=False),
+        weights=xp.astype(add_slots(slot_weights, -2, xp), dtype, copy=False),
         slot_weights=xp.astype(slot_weights, dtype, copy=False),
         slot_probabilities=xp.astype(probabilities, dtype, copy=False),
     )
@@ -116,9 +123,9 @@ def _weighted_softmax(scores: Array, probabilities: Array, xp: ModuleType) -> Ar
     reached = xp.astype(probabilities >= smallest, scores.dtype)
     shift = _shift(scores, probabilities, reached, xp)
     mass = (probabilities * reached) * xp.exp((scores - shift) * reached)
-    # Slot by slot, so that a hard gate adds K numbers and zeros, as `comet_route` does.
-    total = xp.sum(xp.sum(mass, axis=-1, keepdims=True), axis=-2, keepdims=True)
-    return mass / total
+    # Slot by slot: a hard gate then adds up the same numbers as `comet_route`, and zeros.
+    total = add_slots(xp.sum(mass, axis=-1), -1, xp)
+    return mass / total[..., None, None]
 
 
 def _shift(scores: Array, probabilities: Array, reached: Array, xp: ModuleType) -> Array:
