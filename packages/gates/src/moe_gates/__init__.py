@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from moe_gates._checks import check_gamma, check_k
 from moe_gates._comet import comet_gate
+from moe_gates._comet_route import comet_route
 from moe_gates._diagnostics import (
     count_nonzero,
     dead_experts,
@@ -23,17 +24,22 @@ from moe_gates._relabel import mix, normalize, permute
 from moe_gates._scale import score_scale
 from moe_gates._slots import SlotGate
 from moe_gates._smooth_step import smooth_step
+from moe_gates._sparse_weights import SparseWeights, to_dense
+from moe_gates._to_sparse import BoundedSparse, to_sparse
 from moe_gates._top_k import top_k_gate
 from moe_gates._tree import leaf_order
 
 __version__ = version("moe-gates")
 
 __all__ = [
+    "BoundedSparse",
     "SlotGate",
+    "SparseWeights",
     "__version__",
     "check_gamma",
     "check_k",
     "comet_gate",
+    "comet_route",
     "count_nonzero",
     "dead_experts",
     "dselect_k_gate",
@@ -47,6 +53,8 @@ __all__ = [
     "permute",
     "score_scale",
     "smooth_step",
+    "to_dense",
+    "to_sparse",
     "top_k_gate",
     "unreachable_penalty",
     "unsaturated_fraction",
