@@ -5,6 +5,11 @@ Scores in, weights out: pure functions without parameters, randomness or state.
 
 from importlib.metadata import version
 
+from moe_gates._balance import (
+    load_balance_penalty,
+    update_bias_by_quantile,
+    update_bias_by_sign,
+)
 from moe_gates._checks import check_gamma, check_k
 from moe_gates._comet import comet_gate
 from moe_gates._comet_route import comet_route
@@ -18,9 +23,11 @@ from moe_gates._dselect_k import dselect_k_gate
 from moe_gates._hash import hash_gate, hash_table
 from moe_gates._penalties import (
     entropy_penalty,
+    mutual_information_penalty,
     unreachable_penalty,
 )
 from moe_gates._relabel import mix, normalize, permute
+from moe_gates._row_penalties import trimmed_lasso_penalty, z_penalty
 from moe_gates._scale import score_scale
 from moe_gates._slots import SlotGate
 from moe_gates._smooth_step import smooth_step
@@ -48,7 +55,9 @@ __all__ = [
     "hash_gate",
     "hash_table",
     "leaf_order",
+    "load_balance_penalty",
     "mix",
+    "mutual_information_penalty",
     "normalize",
     "permute",
     "score_scale",
@@ -56,6 +65,10 @@ __all__ = [
     "to_dense",
     "to_sparse",
     "top_k_gate",
+    "trimmed_lasso_penalty",
     "unreachable_penalty",
     "unsaturated_fraction",
+    "update_bias_by_quantile",
+    "update_bias_by_sign",
+    "z_penalty",
 ]
