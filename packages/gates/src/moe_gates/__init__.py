@@ -29,6 +29,7 @@ from moe_gates._penalties import (
 from moe_gates._relabel import mix, normalize, permute
 from moe_gates._row_penalties import trimmed_lasso_penalty, z_penalty
 from moe_gates._scale import score_scale
+from moe_gates._schedules import cosine_schedule, exponential_schedule, linear_schedule
 from moe_gates._slots import SlotGate
 from moe_gates._smooth_step import smooth_step
 from moe_gates._sparse_weights import SparseWeights, to_dense
@@ -47,14 +48,17 @@ __all__ = [
     "check_k",
     "comet_gate",
     "comet_route",
+    "cosine_schedule",
     "count_nonzero",
     "dead_experts",
     "dselect_k_gate",
     "entropy_penalty",
     "expert_load",
+    "exponential_schedule",
     "hash_gate",
     "hash_table",
     "leaf_order",
+    "linear_schedule",
     "load_balance_penalty",
     "mix",
     "mutual_information_penalty",
