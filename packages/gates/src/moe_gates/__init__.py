@@ -19,6 +19,7 @@ from moe_gates._diagnostics import (
     expert_load,
     unsaturated_fraction,
 )
+from moe_gates._distances import SimplexError, simplex_error, total_variation
 from moe_gates._dselect_k import dselect_k_gate
 from moe_gates._hash import hash_gate, hash_table
 from moe_gates._penalties import (
@@ -30,6 +31,7 @@ from moe_gates._relabel import mix, normalize, permute
 from moe_gates._row_penalties import trimmed_lasso_penalty, z_penalty
 from moe_gates._scale import score_scale
 from moe_gates._schedules import cosine_schedule, exponential_schedule, linear_schedule
+from moe_gates._slot_diagnostics import count_duplicates, count_union
 from moe_gates._slots import SlotGate
 from moe_gates._smooth_step import smooth_step
 from moe_gates._sparse_weights import SparseWeights, to_dense
@@ -41,6 +43,7 @@ __version__ = version("moe-gates")
 
 __all__ = [
     "BoundedSparse",
+    "SimplexError",
     "SlotGate",
     "SparseWeights",
     "__version__",
@@ -49,7 +52,9 @@ __all__ = [
     "comet_gate",
     "comet_route",
     "cosine_schedule",
+    "count_duplicates",
     "count_nonzero",
+    "count_union",
     "dead_experts",
     "dselect_k_gate",
     "entropy_penalty",
@@ -65,10 +70,12 @@ __all__ = [
     "normalize",
     "permute",
     "score_scale",
+    "simplex_error",
     "smooth_step",
     "to_dense",
     "to_sparse",
     "top_k_gate",
+    "total_variation",
     "trimmed_lasso_penalty",
     "unreachable_penalty",
     "unsaturated_fraction",
