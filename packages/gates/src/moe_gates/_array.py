@@ -44,6 +44,15 @@ def count_up(size: int, like: Array, xp: ModuleType) -> Array:
     return xp.arange(size, device=device_of(like))
 
 
+def take_rows(table: Array, index: Array, xp: ModuleType) -> Array:
+    """Return the rows of a table at indices >= 0, in one axis."""
+    # For PyTorch, array-api-compat (1.16) first looks for negative indices, which takes
+    # longer than to take a few rows.
+    if hasattr(xp, "index_select"):
+        return xp.index_select(table, 0, index)
+    return xp.take(table, index, axis=0)
+
+
 def whole_part(array: Array, xp: ModuleType) -> Array:
     """Cut numbers below 2e9 in magnitude to integers, of the same dtype, without a gradient.
 

@@ -1,9 +1,10 @@
 """COMET's hard route, without the scores of the nodes that it does not visit."""
 
+import math
 from types import ModuleType
 from typing import NamedTuple
 
-from moe_gates._array import Array, ArrayT, add_slots, count_up, whole_part, widen
+from moe_gates._array import Array, ArrayT, add_slots, count_up, take_rows, whole_part, widen
 from moe_gates._checks import (
     check_axes,
     check_floating,
@@ -17,7 +18,7 @@ from moe_gates._tree import depth
 
 
 class _Nodes(NamedTuple):
-    """Weights and biases of nodes of all trees: shapes (K, N, D) and (K, N)."""
+    """Linear maps of the nodes of all trees, one after the other: (K N, D) and (K N,)."""
 
     weights: Array
     bias: Array | None
@@ -75,8 +76,8 @@ def comet_route(
     Notes
     -----
     Memory is that of ``rows * num_slots * dim`` numbers, whatever the number of experts.
-    A row's answer does not depend on the other rows, to the bit. Measured speed against
-    the dense gate: ``bench/results``.
+    A row's answer does not depend on the other rows. Its speed against the dense gate is
+    measured by ``bench/gates.py``; with few experts, the dense gate is as fast.
 
     References
     ----------
@@ -95,11 +96,25 @@ def comet_route(
     arrays = {name: array for name, array in zip(names, values, strict=True) if array is not None}
     xp = resolve(xp, **arrays)
     _check(arrays, xp)
-    wide = widen(rows, xp)
-    experts = _walk(wide, _Nodes(split_weights, split_bias), xp)
-    scores = _scores(wide, _Nodes(leaf_weights, leaf_bias), experts, xp)
+    num_slots, num_experts, dim = leaf_weights.shape
+    shape = (*rows.shape[:-1], num_slots)
+    # A walker a row and tree, in one axis: each level is then a few calls on flat arrays.
+    walkers = _for_each_tree(widen(rows, xp)[..., None, :], (*shape, dim), (dim,), xp)
+    tree = _for_each_tree(count_up(num_slots, rows, xp), shape, (), xp)
+    splits, leaves = _nodes(split_weights, split_bias, xp), _nodes(leaf_weights, leaf_bias, xp)
+    expert = _walk(walkers, splits, tree * (num_experts - 1), num_experts, xp)
+    scores = xp.reshape(_dots(walkers, leaves, expert + tree * num_experts, xp), shape)
+    experts = xp.reshape(expert, shape)
     weights = _merge(experts, _softmax(scores, xp), xp)
     return SparseWeights(experts, xp.astype(weights, rows.dtype, copy=False))
+
+
+def _for_each_tree(
+    array: Array, shape: tuple[int, ...], last: tuple[int, ...], xp: ModuleType
+) -> Array:
+    """Repeat an array to `shape`, and make one axis of all but the `last` ones."""
+    walkers = math.prod(shape[: len(shape) - len(last)])
+    return xp.reshape(xp.broadcast_to(array, shape), (walkers, *last))
 
 
 def _check(arrays: dict[str, Array], xp: ModuleType) -> None:
@@ -124,50 +139,48 @@ def _check(arrays: dict[str, Array], xp: ModuleType) -> None:
             check_shape(name, arrays[name], shape, because)
 
 
-def _walk(rows: Array, splits: _Nodes, xp: ModuleType) -> Array:
-    """Return the expert to which each tree leads each row, shape (*batch, num_slots)."""
-    num_slots, num_splits, _ = splits.weights.shape
-    num_levels = depth(num_splits + 1)
-    root = count_up(num_slots, rows, xp) * num_splits
-    # A node is held as its heap number plus the root's place among the splits of all trees.
+def _nodes(weights: Array, bias: Array | None, xp: ModuleType) -> _Nodes:
+    num_slots, num_nodes, dim = weights.shape
+    if bias is not None:
+        bias = xp.reshape(bias, (num_slots * num_nodes,))
+    return _Nodes(xp.reshape(weights, (num_slots * num_nodes, dim)), bias)
+
+
+def _walk(walkers: Array, splits: _Nodes, root: Array, num_experts: int, xp: ModuleType) -> Array:
+    """Return the expert to which each walker comes."""
+    num_levels = depth(num_experts)
+    # A node is held as its heap number plus the place of the tree's root among all splits.
+    # From q to 2 q + 1, the left child, or to 2 q + 2.
+    left, right = 1 - root, 2 - root
     node = root
     for level in range(num_levels):
-        if level + 1 < num_levels or num_splits + 1 == 2**num_levels:
-            node = _descend(rows, splits, node, root, xp)
+        is_last = level + 1 == num_levels
+        if is_last and num_experts != 2**num_levels:
+            # Only some nodes are splits: the other rows are at a leaf, and stay.
+            is_split = node < root + (num_experts - 1)
+            goes_left = _dots(walkers, splits, xp.where(is_split, node, root), xp) >= 0
+            node = xp.where(is_split, 2 * node + xp.where(goes_left, left, right), node)
         else:
-            # The last level of a number that is no power of 2: some rows are at a leaf.
-            is_split = node < root + num_splits
-            below = _descend(rows, splits, xp.where(is_split, node, root), root, xp)
-            node = xp.where(is_split, below, node)
-    # The leftmost expert is the first node of the last level; see `leaf_order`.
-    return (node - root - (2**num_levels - 1)) % (num_splits + 1)
+            goes_left = _dots(walkers, splits, node, xp) >= 0
+            node = 2 * node + xp.where(goes_left, left, right)
+    # The leftmost expert is the first node of the last level; see `leaf_order`. Leaves of
+    # the level above come last.
+    expert = node - (root + (2**num_levels - 1))
+    return expert if num_experts == 2**num_levels else expert % num_experts
 
 
-def _descend(rows: Array, splits: _Nodes, node: Array, root: Array, xp: ModuleType) -> Array:
-    """Go to the left child, 2 q + 1, where the score is >= 0, else to the right one."""
-    scores = _dots(rows, splits, node, xp)
-    return 2 * node + xp.where(scores >= 0, 1 - root, 2 - root)
-
-
-def _scores(rows: Array, leaves: _Nodes, experts: Array, xp: ModuleType) -> Array:
-    """Score the leaf that each tree leads to."""
-    num_slots, num_experts, _ = leaves.weights.shape
-    return _dots(rows, leaves, experts + count_up(num_slots, rows, xp) * num_experts, xp)
-
-
-def _dots(rows: Array, nodes: _Nodes, place: Array, xp: ModuleType) -> Array:
-    """Score one node a slot, given its place among the nodes of all trees."""
-    num_slots, num_nodes, dim = nodes.weights.shape
-    places = xp.reshape(place, (-1,))
-    table = xp.reshape(nodes.weights, (num_slots * num_nodes, dim))
-    chosen = xp.reshape(xp.take(table, places, axis=0), (*place.shape, dim))
+def _dots(walkers: Array, nodes: _Nodes, place: Array, xp: ModuleType) -> Array:
+    """Score one node for each walker, given its place among the nodes of all trees."""
     # Not a product of matrices: one of a row each takes up to twice as long in PyTorch,
     # and its rounding can depend on the other rows.
-    scores = xp.sum(rows[..., None, :] * widen(chosen, xp), axis=-1)
-    if nodes.bias is None:
-        return scores
-    table = xp.reshape(nodes.bias, (num_slots * num_nodes,))
-    return scores + widen(xp.reshape(xp.take(table, places, axis=0), place.shape), xp)
+    chosen = _like(take_rows(nodes.weights, place, xp), walkers, xp)
+    scores = xp.sum(walkers * chosen, axis=-1)
+    return scores if nodes.bias is None else scores + _like(nodes.bias[place], walkers, xp)
+
+
+def _like(array: Array, other: Array, xp: ModuleType) -> Array:
+    """Convert to the dtype of `other`; a call per level that does nothing is not made."""
+    return array if array.dtype == other.dtype else xp.astype(array, other.dtype)
 
 
 def _softmax(scores: Array, xp: ModuleType) -> Array:
@@ -182,7 +195,6 @@ def _merge(experts: Array, weights: Array, xp: ModuleType) -> Array:
     if num_slots == 1:
         return weights
     same = experts[..., :, None] == experts[..., None, :]
-    slot = count_up(num_slots, experts, xp)
-    repeats = xp.any(same & (slot < slot[:, None]), axis=-1)
     total = add_slots(xp.where(same, weights[..., None, :], 0.0), -1, xp)
-    return xp.where(repeats, 0.0, total)
+    first = xp.argmax(xp.astype(same, experts.dtype), axis=-1)
+    return xp.where(first == count_up(num_slots, experts, xp), total, 0.0)
