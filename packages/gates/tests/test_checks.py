@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import moe_gates
-from moe_gates.testing import assert_on_simplex
+from moe_gates.testing import assert_k_sparse, assert_on_simplex
 
 XP = array_api_compat.numpy
 # Wrong types are the point here, so the type checker looks away.
@@ -17,6 +17,14 @@ gates: Any = moe_gates
 F, F32, INT = np.zeros((3, 2, 4)), np.zeros((3, 2, 4), dtype=np.float32), np.zeros(4, dtype=int)
 TABLE = {"num_experts": 4, "seed": 0, "xp": XP}
 ONE_HOT = {"num_experts": 4, "dtype": np.float32}
+
+ROWS, SPLITS, LEAVES = np.zeros((3, 5)), np.zeros((2, 3, 5)), np.zeros((2, 4, 5))
+PAIRS = moe_gates.SparseWeights(np.zeros((3, 2), dtype=int), np.zeros((3, 2)))
+
+
+def linear(step: Any, **changes: Any) -> Any:
+    return gates.linear_schedule(step, **{"start": 1.0, "end": 0.0, "num_steps": 4} | changes)
+
 
 BAD_NUMBERS = [
     (lambda: gates.check_k(0, 4), ValueError, "`k` must be in [1, num_experts=4], got 0."),
@@ -54,7 +62,7 @@ BAD_NUMBERS = [
         "`hard` must be a bool, got 1.",
     ),
     (lambda: gates.top_k_gate(F, k=5), ValueError, "`k` must be in [1, num_experts=4], got 5."),
-    (lambda: gates.top_k_gate(F, k=2, affinity="relu"), ValueError, "'sigmoid', got 'relu'."),
+    (lambda: gates.top_k_gate(F, k=2, affinity="relu"), ValueError, "\"sigmoid\", got 'relu'."),
     (lambda: gates.top_k_gate(F, k=2, renormalize=0), TypeError, "`renormalize` must be a bool"),
     (lambda: gates.top_k_gate(F, k=2, num_groups=3), ValueError, "divide num_experts=4, got 3."),
     (lambda: gates.top_k_gate(F, k=2, num_groups=5), ValueError, "[1, num_experts=4], got 5."),
@@ -97,6 +105,38 @@ BAD_NUMBERS = [
         "`counts` must be a sequence of numbers, one for each id, got 3.",
     ),
     (lambda: assert_on_simplex(F + 0.25, k=5), ValueError, "[1, num_experts=4], got 5."),
+    (lambda: assert_k_sparse(F, k=0), ValueError, "`k` must be in [1, num_experts=4], got 0."),
+    (
+        lambda: gates.to_sparse(F, max_nonzero=5),
+        ValueError,
+        "`max_nonzero` must be in [1, num_experts=4], got 5.",
+    ),
+    (lambda: gates.to_sparse(F, max_nonzero=1.5), TypeError, "`max_nonzero` must be an integer"),
+    (lambda: gates.trimmed_lasso_penalty(F, k=0), ValueError, "`k` must be in"),
+    (lambda: gates.update_bias_by_quantile(F[0, 0], F, k=5), ValueError, "`k` must be in"),
+    (
+        lambda: gates.update_bias_by_sign(F[0, 0], F[0, 0], rate=0),
+        ValueError,
+        "`rate` must be a finite number > 0, got 0.",
+    ),
+    (lambda: gates.update_bias_by_sign(F[0, 0], F[0, 0], rate="1"), TypeError, "got '1'."),
+    (
+        lambda: gates.entropy_penalty(F, reduction="none"),
+        ValueError,
+        '`reduction` must be "mean" or "sum", got \'none\'.',
+    ),
+    (lambda: linear(-1), ValueError, "`step` must be in [0, inf), got -1."),
+    (lambda: linear(0.5), TypeError, "`step` must be an integer in [0, inf), got 0.5."),
+    (lambda: linear(1, num_steps=0), ValueError, "`num_steps` must be in [1, inf), got 0."),
+    (lambda: linear(1, num_hold_steps=-1), ValueError, "`num_hold_steps` must be in [0, inf)"),
+    (lambda: linear(1, end=math.inf), ValueError, "`end` must be a finite number, got inf."),
+    (lambda: linear(1, start=None), TypeError, "`start` must be a finite number, got None."),
+    (
+        lambda: gates.exponential_schedule(1, start=1.0, end=0.0, num_steps=4),
+        ValueError,
+        "`end` must be a finite number > 0, got 0.0.",
+    ),
+    (lambda: gates.cosine_schedule(1, start=True, end=0.0, num_steps=4), TypeError, "got True."),
 ]
 NO_LIST = "must be an array of NumPy, PyTorch, JAX or another array-API library, got list."
 BAD_ARRAYS = [
@@ -151,6 +191,65 @@ BAD_ARRAYS = [
     (lambda: gates.dead_experts(INT), TypeError, "`weights`"),
     (lambda: gates.count_nonzero(INT), TypeError, "`weights`"),
     (lambda: gates.unsaturated_fraction(INT, gamma=1.0), TypeError, "`scores`"),
+    (lambda: gates.mutual_information_penalty(F[0, 0]), ValueError, "got (4,)."),
+    (lambda: gates.z_penalty(INT), TypeError, "`scores` must have a real floating dtype"),
+    (lambda: gates.trimmed_lasso_penalty(INT, k=1), TypeError, "`weights`"),
+    (lambda: gates.load_balance_penalty(F, INT), TypeError, "`weights`"),
+    (lambda: gates.load_balance_penalty(F, F[0]), ValueError, "that of `probabilities`, got"),
+    (lambda: gates.update_bias_by_sign(F, F, rate=1.0), ValueError, "`bias` must have one axis"),
+    (lambda: gates.update_bias_by_sign(F[0, 0], F, rate=1.0), ValueError, "`load` must have"),
+    (lambda: gates.update_bias_by_sign(F[0, 0], INT, rate=1.0), TypeError, "`load` must have"),
+    (lambda: gates.update_bias_by_quantile(F, F, k=1), ValueError, "one for each expert of"),
+    (lambda: gates.update_bias_by_quantile(F32[0, 0], F, k=1), TypeError, "float64, got float32"),
+    (lambda: gates.count_union(F[0, 0]), ValueError, "(*batch, num_gates, num_experts)"),
+    (lambda: gates.count_duplicates(INT), TypeError, "`slot_weights`"),
+    (lambda: gates.simplex_error(INT), TypeError, "`weights`"),
+    (lambda: gates.total_variation(F, F[0]), ValueError, "`other_weights` must have shape"),
+    (lambda: gates.score_scale(F[0, 0]), ValueError, "(*batch, num_slots, num_splits)"),
+    (
+        lambda: gates.comet_gate(F[..., 1:], F, gamma=1.0, split_scale=F[0]),
+        ValueError,
+        "`split_scale` must be broadcastable to (num_slots, num_splits) = (2, 3), got shape (2, 4)",
+    ),
+    (
+        lambda: gates.comet_gate(F[..., 1:], F, gamma=1.0, split_scale=F[..., 1:]),
+        ValueError,
+        "got shape (3, 2, 3).",
+    ),
+    (
+        lambda: gates.dselect_k_gate(F, F[..., 0], num_experts=16, gamma=1.0, bit_scale=INT),
+        TypeError,
+        "`bit_scale` must have a real floating dtype",
+    ),
+    (lambda: gates.to_sparse(INT, max_nonzero=1), TypeError, "`weights`"),
+    (lambda: gates.to_dense((F, F), num_experts=4), TypeError, "`experts` must have an integer"),
+    (lambda: gates.to_dense(PAIRS[::-1], num_experts=4), TypeError, "`experts`"),
+    (lambda: gates.to_dense(PAIRS, num_experts=1), ValueError, "[2, inf), got 1."),
+    (
+        lambda: gates.to_dense((PAIRS.experts[:1], PAIRS.weights), num_experts=4),
+        ValueError,
+        "`experts` must have shape (3, 2), that of `weights`, got (1, 2).",
+    ),
+    (lambda: gates.comet_route(ROWS, LEAVES, LEAVES), ValueError, "one split less than"),
+    (lambda: gates.comet_route(ROWS[:, 1:], SPLITS, LEAVES), ValueError, "that of `rows`, got"),
+    (lambda: gates.comet_route(INT, SPLITS, LEAVES), TypeError, "`rows` must have a real"),
+    (
+        lambda: gates.comet_route(ROWS, SPLITS.astype(np.float32), LEAVES),
+        TypeError,
+        "`split_weights` must have the dtype of `rows`, float64, got float32.",
+    ),
+    (
+        lambda: gates.comet_route(ROWS, SPLITS, LEAVES, split_bias=LEAVES[..., 0]),
+        ValueError,
+        "`split_bias` must have shape (2, 3), that of the splits, got (2, 4).",
+    ),
+    (
+        lambda: gates.comet_route(ROWS, SPLITS, LEAVES, leaf_bias=SPLITS[..., 0]),
+        ValueError,
+        "`leaf_bias` must have shape (2, 4), that of the leaves, got (2, 3).",
+    ),
+    (lambda: gates.comet_route(ROWS, SPLITS[:, :0], LEAVES[:, :1]), ValueError, "got 1."),
+    (lambda: gates.comet_route(ROWS, SPLITS, ROWS.tolist()), TypeError, "`leaf_weights` must"),
 ]
 
 

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as npst
 from moe_gates import comet_gate, leaf_order
 from moe_gates.testing import assert_on_simplex
 
-NUM_EXPERTS = [*range(2, 18), 31, 64]
+NUM_EXPERTS = [*range(2, 18), 31, 64, 1000]
 
 
 def step(t: float, gamma: float) -> tuple[float, float]:

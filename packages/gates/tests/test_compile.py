@@ -11,9 +11,26 @@ import moe_gates as gates
 SPLITS, LEAVES = (np.random.default_rng(0).normal(size=(7, 2, n)) for n in (4, 5))
 BITS, SELECTORS = (np.random.default_rng(1).normal(size=size) for size in [(7, 2, 3), (7, 2)])
 ORDERS, TABLE = np.asarray([[3, 0, 4, 1, 2], [0, 1, 2, 4, 3]]), np.arange(9) % 5
-UNIFORMS, BIAS = np.random.default_rng(3).random((7, 4)), np.asarray([0.2, 0.0, -0.1, 0.0, 0.1])
+UNIFORMS, EXPERT_BIAS = (
+    np.random.default_rng(3).random((7, 4)),
+    np.asarray([0.2, 0.0, -0.1, 0.0, 0.1]),
+)
 EXPERTS = np.random.default_rng(4).normal(size=(5, 4))
 MATRICES = np.random.default_rng(2).random((2, 5, 5))
+
+ROWS, NODES, BIAS = (
+    np.random.default_rng(3).normal(size=(7, 6)),
+    *(np.random.default_rng(4).normal(size=size) for size in [(2, 9, 6), (2, 9)]),
+)
+PAIRS = np.random.default_rng(5).integers(0, 5, size=(7, 2)), LEAVES[..., 0]
+
+
+def route(xp: Any, rows: Any, nodes: Any, bias: Any) -> Any:
+    """Route through trees with 5 leaves."""
+    split_bias, leaf_bias = bias[:, :4], bias[:, 4:]
+    parts = (nodes[:, :4, :], nodes[:, 4:, :])
+    return gates.comet_route(rows, *parts, split_bias=split_bias, leaf_bias=leaf_bias, xp=xp)
+
 
 # Name, function of the namespace and the arrays, arrays; the first axis of those before
 # the count is the batch.
@@ -45,7 +62,7 @@ CASES: list[Case] = [
         lambda xp, s, b: gates.top_k_gate(
             s, k=2, affinity="sigmoid", bias=b, num_groups=5, num_groups_kept=3, xp=xp
         ),
-        (LEAVES, BIAS),
+        (LEAVES, EXPERT_BIAS),
         1,
     ),
     ("sparsemax", lambda xp, s: gates.top_k_sparsemax_gate(s, k=3, xp=xp), (LEAVES,), 1),
@@ -84,13 +101,46 @@ CASES: list[Case] = [
     ("load", lambda xp, w: gates.expert_load(w, xp=xp), (LEAVES,), 1),
     ("dead", lambda xp, w: gates.dead_experts(w, xp=xp), (LEAVES,), 1),
     ("count", lambda xp, w: gates.count_nonzero(w, xp=xp), (LEAVES,), 1),
+    (
+        "scaled_comet",
+        lambda xp, s, a, c: gates.comet_gate(s, a, gamma=3.0, split_scale=c * c, xp=xp),
+        (SPLITS, LEAVES, SPLITS[0]),
+        2,
+    ),
+    ("route", route, (ROWS, NODES, BIAS), 1),
+    ("to_sparse", lambda xp, w: gates.to_sparse(w * w, max_nonzero=2, xp=xp), (LEAVES,), 1),
+    (
+        "to_dense",
+        lambda xp, *p: gates.to_dense(gates.SparseWeights(*p), num_experts=5, xp=xp),
+        PAIRS,
+        2,
+    ),
+    ("information", lambda xp, p: gates.mutual_information_penalty(p * p, xp=xp), (LEAVES,), 1),
+    ("z", lambda xp, s: gates.z_penalty(s, xp=xp), (LEAVES,), 1),
+    ("lasso", lambda xp, w: gates.trimmed_lasso_penalty(w * w, k=2, xp=xp), (LEAVES,), 1),
+    ("balance", lambda xp, p: gates.load_balance_penalty(p * p, p, xp=xp), (LEAVES,), 1),
+    ("sign", lambda xp, b: gates.update_bias_by_sign(b, b, rate=0.1, xp=xp), (BIAS[0],), 0),
+    (
+        "quantile",
+        lambda xp, a, b: gates.update_bias_by_quantile(b, a, k=2, xp=xp),
+        (BIAS.repeat(4, 0)[:7], BIAS[0]),
+        1,
+    ),
+    ("scale", lambda xp, s: gates.score_scale(s, xp=xp), (SPLITS,), 1),
+    ("union", lambda xp, w: gates.count_union(w, xp=xp), (LEAVES,), 1),
+    ("duplicates", lambda xp, w: gates.count_duplicates(w, xp=xp), (LEAVES,), 1),
+    ("simplex", lambda xp, w: gates.simplex_error(w, xp=xp), (LEAVES,), 1),
+    ("variation", lambda xp, w: gates.total_variation(w, w * w, xp=xp), (LEAVES,), 1),
     ("band", lambda xp, s: gates.unsaturated_fraction(s, gamma=1.0, xp=xp), (SPLITS,), 1),
 ]
 CASE = pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 
 
 def as_tuple(answer: Any) -> tuple[Any, ...]:
-    return answer if isinstance(answer, tuple) else (answer,)
+    """Flatten an array, or a tuple of arrays and tuples."""
+    if not isinstance(answer, tuple):
+        return (answer,)
+    return tuple(array for part in answer for array in as_tuple(part))
 
 
 def batches(lib: Any, case: Case) -> list[list[Any]]:

@@ -10,21 +10,30 @@ import pytest
 
 from moe_gates import (
     comet_gate,
+    comet_route,
     cosine_scores,
     dselect_k_gate,
     entropy_penalty,
     exact_k_gate,
+    load_balance_penalty,
     mix,
+    mutual_information_penalty,
     normalize,
     permute,
     relu_gate,
+    score_scale,
     smooth_step,
     softmax_gate,
     subset_marginals,
+    to_dense,
+    to_sparse,
     top_k_gate,
     top_k_sparsemax_gate,
+    total_variation,
     tree_top_k_gate,
+    trimmed_lasso_penalty,
     unreachable_penalty,
+    z_penalty,
 )
 from moe_gates._array import stop_gradient
 
@@ -36,7 +45,10 @@ SPLITS, LEAVES = RNG.normal(size=(6, 2, 4)), RNG.normal(size=(6, 2, 5))
 BIAS, SLOT_COTANGENT = RNG.normal(size=5), RNG.normal(size=(2, 5))
 ROWS, EXPERTS, TEMPERATURE = RNG.normal(size=(6, 3)), RNG.normal(size=(5, 3)), np.asarray(0.5)
 BITS, SELECTORS = RNG.normal(size=(6, 2, 3)), RNG.normal(size=(6, 2))
-WEIGHTS = RNG.dirichlet(np.ones(5), size=(6, 2))
+# Away from 0, where the entropy bends too much for finite differences.
+WEIGHTS = RNG.dirichlet(np.full(5, 3.0), size=(6, 2))
+ROWS = RNG.normal(size=(6, 3))
+NODES = [RNG.normal(size=size) for size in [(2, 4, 3), (2, 5, 3), (2, 5)]]
 # A scalar function of arrays, given the namespace and a way to make constants.
 Loss = Callable[..., Any]
 
@@ -108,7 +120,40 @@ def tree_top_k_loss(lib: Any, splits: Any, leaves: Any) -> Any:
     return lib.xp.sum(gate.weights * lib.asarray(COTANGENT)) + slots + penalty
 
 
-LOSSES = [
+def scaled_comet_loss(lib: Any, splits: Any, leaves: Any) -> Any:
+    # Through the scale too: it is finite, though a training loop does not want it.
+    scale = score_scale(splits, xp=lib.xp)
+    gate = comet_gate(splits, leaves, gamma=3.0, split_scale=scale, xp=lib.xp)
+    return lib.xp.sum(gate.weights * lib.asarray(COTANGENT))
+
+
+def route_loss(lib: Any, rows: Any, splits: Any, leaves: Any, leaf_bias: Any) -> Any:
+    pairs = comet_route(rows, splits, leaves, leaf_bias=leaf_bias, xp=lib.xp)
+    return lib.xp.sum(to_dense(pairs, num_experts=5, xp=lib.xp) * lib.asarray(COTANGENT))
+
+
+def sparse_loss(lib: Any, weights: Any) -> Any:
+    bounded = to_sparse(weights, max_nonzero=3, xp=lib.xp)
+    dense = to_dense(bounded.sparse, num_experts=5, xp=lib.xp)
+    return lib.xp.sum(dense * lib.asarray(COTANGENT)) + lib.xp.sum(bounded.dropped**2)
+
+
+def penalty_loss(lib: Any, probabilities: Any) -> Any:
+    xp = lib.xp
+    return (
+        mutual_information_penalty(probabilities, xp=xp)
+        + entropy_penalty(probabilities, reduction="sum", xp=xp)
+        + trimmed_lasso_penalty(probabilities, k=2, xp=xp)
+        + load_balance_penalty(probabilities, top_k_gate(probabilities, k=2, xp=xp), xp=xp)
+        + xp.sum(total_variation(probabilities, lib.asarray(WEIGHTS[::-1].copy()), xp=xp))
+    )
+
+
+def z_loss(lib: Any, scores: Any) -> Any:
+    return z_penalty(scores, xp=lib.xp)
+
+
+LOSSES: list[tuple[Loss, tuple[Any, ...]]] = [
     (comet_loss, (SPLITS, LEAVES)),
     (hard_comet_loss, (SPLITS, LEAVES)),
     (dselect_k_loss, (BITS, SELECTORS)),
@@ -121,6 +166,11 @@ LOSSES = [
     (biased_loss, (LEAVES, LEAVES[::-1].copy())),
     (cosine_loss, (ROWS, EXPERTS, TEMPERATURE)),
     (tree_top_k_loss, (SPLITS, LEAVES)),
+    (scaled_comet_loss, (SPLITS, LEAVES)),
+    (route_loss, (ROWS, *NODES)),
+    (sparse_loss, (WEIGHTS,)),
+    (penalty_loss, (WEIGHTS,)),
+    (z_loss, (LEAVES,)),
 ]
 
 
@@ -149,6 +199,17 @@ def finite_differences(lib: Any, loss: Loss, arrays: Any, size: float = 1e-6) ->
             gradient[entry] = (above - below) / (2 * size)
         gradients.append(gradient)
     return gradients
+
+
+def test_torch_and_jax_agree(torch_lib: Any) -> None:
+    jax = pytest.importorskip("jax", reason="needs jax: install the dependency group `interop`")
+    jax.config.update("jax_enable_x64", True)  # noqa: FBT003 how JAX spells it
+    jax_lib = torch_lib._replace(name="jax", xp=jax.numpy, asarray=jax.numpy.asarray, jit=jax.jit)
+    for loss, arrays in LOSSES:
+        both = torch_gradients(torch_lib, loss, arrays), jax_gradients(jax_lib, loss, arrays)
+        for ours, theirs in zip(*both, strict=True):
+            # Sums of a few dozen terms of about 1, in float64.
+            np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-13)
 
 
 BY_LIBRARY = {"torch": torch_gradients, "jax": jax_gradients}
@@ -293,6 +354,33 @@ def test_a_saturated_split_gets_a_gradient_of_exactly_0(gradient_lib: Any) -> No
     splits, leaves = BY_LIBRARY[gradient_lib.name](gradient_lib, comet_loss, (SATURATED, LEAVES))
     assert not np.any(splits)
     assert np.any(leaves)
+
+
+@pytest.mark.parametrize("loss", [penalty_loss, z_loss, sparse_loss])
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_zeros_and_ties_give_finite_gradients(gradient_lib: Any, value: float, loss: Loss) -> None:
+    (gradient,) = BY_LIBRARY[gradient_lib.name](gradient_lib, loss, (np.full((6, 2, 5), value),))
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
+def test_no_rows_give_a_gradient_of_0(gradient_lib: Any) -> None:
+    def loss(lib: Any, shift: Any) -> Any:
+        xp = lib.xp
+        rows = lib.asarray(np.zeros((0, 2, 5))) + shift
+        penalties = [
+            entropy_penalty(rows, xp=xp),
+            mutual_information_penalty(rows, xp=xp),
+            unreachable_penalty(rows, xp=xp),
+            trimmed_lasso_penalty(rows, k=2, xp=xp),
+            load_balance_penalty(rows, rows, xp=xp),
+            z_penalty(rows, xp=xp),
+        ]
+        return sum(penalties) + xp.sum(score_scale(rows, xp=xp))
+
+    (gradient,) = BY_LIBRARY[gradient_lib.name](gradient_lib, loss, (np.asarray(0.5),))
+    assert float(gradient) == 0
 
 
 @pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)

@@ -25,7 +25,7 @@ class Gate(torch.nn.Module):  # type: ignore[name-defined,misc]
         super().__init__()
         self.xp = xp
 
-    def forward(self, splits: Any, leaves: Any, bits: Any, ids: Any) -> tuple[Any, ...]:
+    def forward(self, splits: Any, leaves: Any, bits: Any, ids: Any, rows: Any) -> tuple[Any, ...]:
         xp = self.xp
         selectors, order = leaves[..., 0], torch.tensor([3, 0, 4, 1, 2])
         comet = [comet_gate(splits, leaves, hard=hard, xp=xp) for hard in (False, True)]
@@ -40,6 +40,8 @@ class Gate(torch.nn.Module):  # type: ignore[name-defined,misc]
             gates.hash_gate(ids, torch.arange(9) % 5, num_experts=5, dtype=leaves.dtype, xp=xp),
             gates.normalize(gates.permute(slot_weights, order, xp=xp), xp=xp),
             mixed,
+            *sparse(comet[0].weights, rows, xp),
+            *penalties(comet[0], leaves, xp),
         )
 
 
@@ -69,16 +71,45 @@ def dselect_k_gate(bits: Any, selectors: Any, *, hard: bool, xp: Any) -> Any:
     return gates.dselect_k_gate(bits, selectors, num_experts=5, gamma=3.0, hard=hard, xp=xp)
 
 
+def sparse(weights: Any, rows: Any, xp: Any) -> list[Any]:
+    """Make pairs of weights, and of rows; the experts in floating point, to compare."""
+    nodes = torch.linspace(-1, 1, 54).reshape(2, 9, 3).sin()
+    splits, leaves = nodes[:, :4], nodes[:, 4:]
+    route = gates.comet_route(rows, splits, leaves, split_bias=splits[..., 0], xp=xp)
+    bounded = gates.to_sparse(weights, max_nonzero=2, xp=xp)
+    pairs = [*route, *bounded.sparse, bounded.dropped]
+    return [*pairs, gates.to_dense(route, num_experts=5, xp=xp)]
+
+
+def penalties(gate: Any, leaves: Any, xp: Any) -> list[Any]:
+    """Compute everything that has a mean over rows, which may be none."""
+    probabilities = gate.slot_probabilities
+    return [
+        gates.entropy_penalty(probabilities, xp=xp),
+        gates.mutual_information_penalty(probabilities, xp=xp),
+        gates.unreachable_penalty(probabilities, xp=xp),
+        gates.load_balance_penalty(gate.weights, gate.weights, xp=xp),
+        gates.trimmed_lasso_penalty(gate.weights, k=2, xp=xp),
+        gates.z_penalty(leaves, xp=xp),
+        *gates.simplex_error(gate.weights, xp=xp),
+        gates.total_variation(gate.weights, gate.slot_weights[:, 0], xp=xp),
+        gates.count_union(gate.slot_weights, xp=xp),
+        gates.count_duplicates(gate.slot_weights, xp=xp),
+        gates.score_scale(leaves, xp=xp),
+    ]
+
+
 def draw(rows: int) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(rows)
     sizes = [(rows, 2, 4), (rows, 2, 5), (rows, 2, 3)]
-    return *(torch.randn(size, generator=generator) for size in sizes), torch.arange(rows) % 9
+    splits, leaves, bits = (torch.randn(size, generator=generator) for size in sizes)
+    return splits, leaves, bits, torch.arange(rows) % 9, torch.randn(rows, 3, generator=generator)
 
 
 def export(model: Any) -> Any:
     free = {0: torch.export.Dim.DYNAMIC}
     return torch.onnx.export(
-        model, draw(7), dynamo=True, verbose=False, dynamic_shapes=(free,) * 4
+        model, draw(7), dynamo=True, verbose=False, dynamic_shapes=(free,) * 5
     ).model_proto
 
 
@@ -89,7 +120,7 @@ def test_gates_export_with_a_free_batch_size(torch_lib: Any) -> None:
     onnx_reference = pytest.importorskip("onnx.reference")
     evaluator = onnx_reference.ReferenceEvaluator(proto)
     names = [value.name for value in proto.graph.input]
-    for rows in (7, 3, 1):
+    for rows in (7, 3, 1, 0):
         arrays = draw(rows)
         answers = evaluator.run(
             None, {name: array.numpy() for name, array in zip(names, arrays, strict=True)}

@@ -4,6 +4,7 @@ The library is resolved once, in the public function. Below that only `xp` and
 standard attributes are touched, so that compilers can trace through.
 """
 
+import math
 import sys
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -33,10 +34,48 @@ def smallest_normal(dtype: Any, xp: ModuleType) -> float:  # noqa: ANN401 as abo
     return float(xp.finfo(dtype).smallest_normal)
 
 
+def device_of(array: Array) -> Any:  # noqa: ANN401 each library has its own
+    """Return the device of an array."""
+    # A JAX tracer has no device; there None means "where the others are".
+    return getattr(array, "device", None)
+
+
 def count_up(size: int, like: Array, xp: ModuleType) -> Array:
     """Return 0, 1, ..., size - 1 on the device of `like`."""
-    # A JAX tracer has no device; there None means "where the others are".
-    return xp.arange(size, device=getattr(like, "device", None))
+    return xp.arange(size, device=device_of(like))
+
+
+def take_rows(table: Array, index: Array, xp: ModuleType) -> Array:
+    """Return the rows of a table at indices >= 0, in one axis."""
+    # For PyTorch, array-api-compat (1.16) first looks for negative indices, which takes
+    # longer than to take a few rows.
+    if hasattr(xp, "index_select"):
+        return xp.index_select(table, 0, index)
+    return xp.take(table, index, axis=0)
+
+
+def whole_part(array: Array, xp: ModuleType) -> Array:
+    """Cut numbers below 2e9 in magnitude to integers, of the same dtype, without a gradient.
+
+    What a softmax subtracts from its scores changes nothing but rounding. As an integer no
+    framework differentiates it, which would be work for a sum of zeros.
+    """
+    return xp.astype(xp.astype(array, xp.int32), array.dtype)
+
+
+def mean_over_rows(values: Array, xp: ModuleType) -> Array:
+    """Mean of one value a row; 0 without rows."""
+    # Divided first: a sum over no rows is 0 whatever they are divided by. Exporters
+    # (torch 2.13) take the number of rows to be at least 2, and drop a guard against 0.
+    return xp.sum(values / max(math.prod(values.shape), 1))
+
+
+def add_slots(array: Array, axis: int, xp: ModuleType) -> Array:
+    """Sum over the few slots on `axis`, first to last."""
+    # In this order whatever lies beside the axis, so that different routes to the same
+    # numbers have the same sum, to the bit. Libraries sum more than two in orders of their own.
+    first, *others = xp.unstack(array, axis=axis)
+    return sum(others, start=first)
 
 
 def softmax(scores: Array, xp: ModuleType) -> Array:

@@ -51,10 +51,22 @@ def check_bool(name: str, value: bool) -> None:  # noqa: FBT001 the value under 
         raise TypeError(msg)
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse anything but one of a few words."""
-    if value not in choices:
-        msg = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}."
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse anything but one of the words that are `allowed`."""
+    if value not in allowed:
+        words = " or ".join(f'"{word}"' for word in allowed)
+        msg = f"`{name}` must be {words}, got {value!r}."
+        raise ValueError(msg)
+
+
+def check_real(name: str, value: float, *, positive: bool = False) -> None:
+    """Refuse anything but a finite real number, above 0 if `positive`."""
+    allowed = "a finite number" + (" > 0" if positive else "")
+    if not isinstance(value, Real) or isinstance(value, bool):
+        msg = f"`{name}` must be {allowed}, got {value!r}."
+        raise TypeError(msg)
+    if not math.isfinite(value) or (positive and value <= 0):
+        msg = f"`{name}` must be {allowed}, got {value}."
         raise ValueError(msg)
 
 
@@ -179,6 +191,19 @@ def check_shape(name: str, array: Array, shape: tuple[int, ...], because: str) -
     """Refuse any other shape than `shape`, which `because` explains."""
     if tuple(array.shape) != shape:
         msg = f"`{name}` must have shape {shape}, {because}, got {tuple(array.shape)}."
+        raise ValueError(msg)
+
+
+def check_broadcasts(
+    name: str, array: Array, axes: tuple[str, ...], shape: tuple[int, ...]
+) -> None:
+    """Refuse an array that does not broadcast to `shape`, whose axes have names."""
+    own = tuple(array.shape)
+    fits = len(own) <= len(shape) and all(
+        size in (1, full) for size, full in zip(own[::-1], shape[::-1], strict=False)
+    )
+    if not fits:
+        msg = f"`{name}` must be broadcastable to ({', '.join(axes)}) = {shape}, got shape {own}."
         raise ValueError(msg)
 
 

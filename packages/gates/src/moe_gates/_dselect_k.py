@@ -1,8 +1,9 @@
 """DSelect-k: selectors that spell an expert in binary."""
 
+import operator
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, softmax, widen
+from moe_gates._array import Array, ArrayT, add_slots, softmax, widen
 from moe_gates._checks import (
     check_axes,
     check_bool,
@@ -13,8 +14,9 @@ from moe_gates._checks import (
     check_shape,
     resolve,
 )
+from moe_gates._scale import in_units
 from moe_gates._slots import SlotGate
-from moe_gates._tree import depth, leaf_probabilities, split_probabilities
+from moe_gates._tree import combine_paths, depth, split_probabilities
 
 
 def dselect_k_gate(
@@ -25,6 +27,7 @@ def dselect_k_gate(
     num_experts: int,
     gamma: float,
     hard: bool = False,
+    bit_scale: ArrayT | None = None,
     xp: ModuleType | None = None,
 ) -> SlotGate[ArrayT]:
     """Each of K selectors picks one expert by its binary code; a softmax weighs them.
@@ -45,6 +48,10 @@ def dselect_k_gate(
     hard : bool, default False
         Round each bit: a score > 0 is 1; 0 keeps the lower expert. Bits then get no
         gradient.
+    bit_scale : array, optional
+        Real floating, > 0, broadcastable to (num_slots, num_bits): unit of the bit scores,
+        which are divided by it, so that `gamma` counts in it. By default `gamma` is in the
+        scores' own unit. See `score_scale`.
     xp : array namespace, optional
         Inferred from the scores by default.
 
@@ -84,16 +91,17 @@ def dselect_k_gate(
     _check_scores(bit_scores, selector_scores, num_experts, xp)
 
     # A tree whose splits share one score a level. Its left child is bit 0.
-    bit_is_0, bit_is_1 = split_probabilities(-widen(bit_scores, xp), gamma=gamma, hard=hard, xp=xp)
+    scaled = in_units("bit_scale", bit_scale, bit_scores, xp)
+    bit_is_0, bit_is_1 = split_probabilities(-scaled, gamma=gamma, hard=hard, xp=xp)
     bits = [slice(bit, bit + 1) for bit in range(depth(num_experts))]
     levels = [(bit_is_0[..., bit], bit_is_1[..., bit]) for bit in bits]
-    codes = leaf_probabilities(levels, num_leaves=2 ** len(bits), xp=xp)
+    codes = combine_paths(levels, operator.mul, num_leaves=2 ** len(bits), xp=xp)
     probabilities = codes[..., :num_experts]
     slot_weights = softmax(widen(selector_scores, xp), xp)[..., None] * probabilities
 
     dtype = bit_scores.dtype
     return SlotGate(
-        weights=xp.astype(xp.sum(slot_weights, axis=-2), dtype, copy=False),
+        weights=xp.astype(add_slots(slot_weights, -2, xp), dtype, copy=False),
         slot_weights=xp.astype(slot_weights, dtype, copy=False),
         slot_probabilities=xp.astype(probabilities, dtype, copy=False),
     )

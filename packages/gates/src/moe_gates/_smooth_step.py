@@ -52,8 +52,11 @@ def smooth_step(t: ArrayT, /, *, gamma: float, xp: ModuleType | None = None) -> 
 
 def smooth_step_pair(t: Array, gamma: float, xp: ModuleType) -> tuple[Array, Array]:
     """Return the step S and 1 - S, both exact to rounding near 0."""
-    # u^2 (3 - 2u) stays in [0, 1]; the expanded cubic leaves it, and loses every
-    # digit near 0. For 1 - S the same formula in 1 - u, not a subtraction.
+    # S = u^2 (1 + 2r) = u (u + 2ur) with r = 1 - u has no difference but r: it stays in
+    # [0, 1] and is exact to rounding near 0, where the expanded cubic loses every digit.
+    # Likewise 1 - S = r (r + 2ur).
     up = xp.clip(t / gamma + 0.5, 0.0, 1.0)
     down = 1 - up
-    return up * up * (1 + 2 * down), down * down * (1 + 2 * up)
+    half_cross = up * down
+    cross = half_cross + half_cross
+    return up * (up + cross), down * (down + cross)

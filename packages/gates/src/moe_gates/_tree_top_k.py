@@ -1,14 +1,14 @@
 """Tree top-k: COMET's trees with logistic splits, and exactly k experts at all times."""
 
 import math
+import operator
 from types import ModuleType
 
 from moe_gates._array import Array, ArrayT, log_sigmoid, smallest_normal, stop_gradient, widen
 from moe_gates._checks import check_k, check_tree_scores, resolve
-from moe_gates._log_tree import leaf_log_probabilities
 from moe_gates._selection import is_among_largest
 from moe_gates._slots import SlotGate
-from moe_gates._tree import level_slices
+from moe_gates._tree import combine_paths, split_levels
 
 
 def tree_top_k_gate(
@@ -76,8 +76,11 @@ def tree_top_k_gate(
 
     splits = widen(split_scores, xp)
     left, right = log_sigmoid(splits, xp), log_sigmoid(-splits, xp)
-    levels = [(left[..., part], right[..., part]) for part in level_slices(num_experts)]
-    log_probabilities = leaf_log_probabilities(levels, num_leaves=num_experts, xp=xp)
+    levels = list(
+        zip(split_levels(left, num_experts), split_levels(right, num_experts), strict=True)
+    )
+    # In logarithms no path is so unlikely that it underflows.
+    log_probabilities = combine_paths(levels, operator.add, num_leaves=num_experts, xp=xp)
     expert_scores, shares = _log_sum_exp(widen(leaf_scores, xp) + log_probabilities, xp)
     weights = _softmax_of_largest(expert_scores, k, smallest_normal(dtype, xp), xp)
 
