@@ -8,7 +8,14 @@ import hypothesis
 import numpy as np
 import pytest
 
-hypothesis.settings.register_profile("gates", deadline=None, derandomize=True, max_examples=60)
+# How long drawing takes is a property of the machine, not of the code under test.
+hypothesis.settings.register_profile(
+    "gates",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("gates")
 
 INTEROP = "needs {}: install the dependency group `interop`"

@@ -143,7 +143,7 @@ class DSelectKRouter(Router):
             hard=self.hard,
             xp=xp,
         )
-        penalty = self.entropy_weight * _mean_entropy(gate.slot_probabilities)
+        penalty = self.entropy_weight * moe_gates.entropy_penalty(gate.slot_probabilities, xp=xp)
         if self.num_experts != 2**self.num_bits:
             unreachable = moe_gates.unreachable_penalty(gate.slot_probabilities, xp=xp)
             penalty = penalty + self.unreachable_weight * unreachable
@@ -204,19 +204,8 @@ class CometRouter(Router):
             hard=self.hard,
             xp=xp,
         )
-        penalty = self.entropy_weight * _mean_entropy(gate.slot_probabilities)
+        penalty = self.entropy_weight * moe_gates.entropy_penalty(gate.slot_probabilities, xp=xp)
         return gate.slot_weights, penalty
-
-
-def _mean_entropy(slot_probabilities: Tensor) -> Tensor:
-    """Compute `moe_gates.entropy_penalty`, also in an exported model that is given no rows."""
-    penalty = moe_gates.entropy_penalty(slot_probabilities, xp=xp)
-    if not torch.compiler.is_exporting():
-        return penalty
-    # The exporter (torch 2.13) takes the number of rows to be at least 2, and with that
-    # drops the gate's guard: no rows would give 0 / 0.
-    num_rows = torch.ones_like(slot_probabilities[..., 0, 0]).sum()
-    return torch.where(num_rows > 0, penalty, 0.0)
 
 
 def _initialise(layer: nn.Linear, bound: float) -> None:
