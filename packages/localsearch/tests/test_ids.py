@@ -406,7 +406,5 @@ class TestBadArguments:
 
     def test_no_experts(self) -> None:
         empty = np.zeros(0, dtype=np.int64)
-        with pytest.raises(
-            ValueError, match="`row_costs` must have T >= 1 rows and E >= 1"
-        ):
+        with pytest.raises(ValueError, match="`row_costs` must have T >= 1 rows and E >= 1"):
             self.run(ids=empty, row_costs=np.zeros((0, 0)), table=empty)
