@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from itertools import permutations
+from types import ModuleType
 from typing import Any
 
+import array_api_compat
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -76,3 +78,14 @@ def quadratic_assignment() -> Callable[..., QuadraticAssignment]:
 @pytest.fixture
 def fixed_answers() -> Callable[..., FixedAnswers]:
     return FixedAnswers
+
+
+@pytest.fixture(params=["numpy", "array_api_strict", "torch", "jax.numpy"])
+def xp(request: pytest.FixtureRequest) -> ModuleType:
+    library = pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    return array_api_compat.array_namespace(library.ones(1))
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch", reason="torch is not installed")

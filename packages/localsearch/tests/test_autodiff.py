@@ -33,11 +33,6 @@ def inputs() -> Any:
     return np.random.default_rng(0).normal(size=(2, 4, 4))
 
 
-@pytest.fixture
-def torch() -> Any:
-    return pytest.importorskip("torch", reason="torch is not installed")
-
-
 def test_torch_gradients_are_the_finite_differences(torch: Any, inputs: Any) -> None:
     log_weights, cotangent = inputs
     xp = array_api_compat.array_namespace(torch.ones(1))

@@ -24,11 +24,6 @@ from moe_localsearch.testing import planted_problem
 FEW: Any = {"num_steps": 6}
 
 
-@pytest.fixture
-def torch() -> Any:
-    return pytest.importorskip("torch", reason="torch is not installed")
-
-
 class Recording:
     """An objective that remembers which matrices it was asked about."""
 

@@ -17,11 +17,6 @@ from moe_localsearch import (
 )
 
 
-@pytest.fixture
-def torch() -> Any:
-    return pytest.importorskip("torch", reason="torch is not installed")
-
-
 def by_differences(function: Any, point: Any, *, step: float = 1e-6) -> Any:
     gradient = np.empty_like(point)
     for index in np.ndindex(point.shape):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import array_api_compat
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,15 +21,6 @@ from moe_localsearch import (
     round_to_permutation,
     sinkhorn,
 )
-
-LIBRARIES = ["numpy", "array_api_strict", "torch", "jax.numpy"]
-
-
-@pytest.fixture(params=LIBRARIES)
-def xp(request: pytest.FixtureRequest) -> ModuleType:
-    library = pytest.importorskip(request.param, reason=f"{request.param} is not installed")
-    return array_api_compat.array_namespace(library.ones(1))
-
 
 matrices = st.integers(1, 5).flatmap(
     lambda n: arrays(np.float64, (n, n), elements=st.floats(-20, 20, width=32))

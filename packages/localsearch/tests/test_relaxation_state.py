@@ -18,19 +18,6 @@ from moe_localsearch import (
     sinkhorn,
 )
 
-LIBRARIES = ["numpy", "array_api_strict", "torch", "jax.numpy"]
-
-
-@pytest.fixture(params=LIBRARIES)
-def xp(request: pytest.FixtureRequest) -> ModuleType:
-    library = pytest.importorskip(request.param, reason=f"{request.param} is not installed")
-    return array_api_compat.array_namespace(library.ones(1))
-
-
-@pytest.fixture
-def torch() -> Any:
-    return pytest.importorskip("torch", reason="torch is not installed")
-
 
 def test_init_gives_the_same_numbers_in_every_library(xp: ModuleType) -> None:
     relaxation = Relaxation(size=4, num_steps=3)

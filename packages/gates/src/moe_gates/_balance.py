@@ -174,7 +174,7 @@ def update_bias_by_quantile(
     References
     ----------
     Sun et al., "Binary-Integer-Programming Based Algorithm for Expert Load Balancing",
-    arXiv:2502.15451, algorithm 1, where loads are bounded from above only. With both bounds,
+    arXiv:2502.15451, where loads are bounded from above only. With both bounds,
     as here: J. Su, "quantile balancing", 2026, https://kexue.fm/archives/11619.
 
     Examples
