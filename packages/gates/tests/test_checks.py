@@ -62,6 +62,13 @@ BAD_NUMBERS = [
         "`hard` must be a bool, got 1.",
     ),
     (lambda: gates.top_k_gate(F, k=5), ValueError, "`k` must be in [1, num_experts=4], got 5."),
+    (lambda: gates.top_k_gate(None, k=2), TypeError, "`scores` must be an array"),
+    (lambda: gates.comet_route(None, None, None), TypeError, "`rows` must be an array"),
+    (
+        lambda: gates.comet_gate(F[..., None, :-1], F[..., None, :], gamma=1.0, split_scale=2.0),
+        TypeError,
+        "`split_scale` must be an array",
+    ),
     (lambda: gates.top_k_gate(F, k=2, affinity="relu"), ValueError, "\"sigmoid\", got 'relu'."),
     (lambda: gates.top_k_gate(F, k=2, renormalize=0), TypeError, "`renormalize` must be a bool"),
     (lambda: gates.top_k_gate(F, k=2, num_groups=3), ValueError, "divide num_experts=4, got 3."),

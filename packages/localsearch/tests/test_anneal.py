@@ -95,3 +95,13 @@ def test_bad_arguments_are_named(
 def test_bad_restarts_are_named(quadratic_assignment: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="`num_restarts` must be >= 0, got -1"):
         search(quadratic_assignment(3, seed=0), num_restarts=-1)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e308])
+def test_costs_that_are_not_finite_pass_without_a_warning(
+    bad: float, table_objective: Callable[..., Any]
+) -> None:
+    costs = np.full(24, bad)
+    costs[[0, 5]] = 1.0, 0.5
+    result = anneal(table_objective(4, costs), num_steps=50)
+    assert result.cost_after in {0.5, 1.0}

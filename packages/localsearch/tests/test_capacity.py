@@ -228,3 +228,11 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         assign_with_capacity(costs, capacity=capacity)
+
+
+def test_costs_near_overflow_are_refused() -> None:
+    message = r"`costs` must be in \[-1e\+100, 1e\+100\], got -1e\+308"
+    with pytest.raises(ValueError, match=message):
+        assign_with_capacity([[1e307, -1e308], [1.0, 1.0]], capacity=1)
+    answer = assign_with_capacity([[1e100, -1e100], [1e100, -1e100]], capacity=1)
+    assert answer.cost == 0

@@ -252,3 +252,16 @@ def test_other_mistakes_are_named(mistake: str) -> None:
             relaxation.init(seed=0, xp=np, dtype=np.int64)
     names = {"batch": "`batch`", "integers": "`dtype`", "nan": "`matrix` must be finite"}
     assert names.get(mistake, "`state.log_weights`") in str(caught.value)
+
+
+def test_what_is_no_state_or_no_setting_is_named() -> None:
+    relaxation = Relaxation(size=3, num_steps=5)
+    state = relaxation.init(seed=0, xp=np, dtype=np.float64)
+    array: Any = state.log_weights
+    with pytest.raises(TypeError, match="`state` must be a RelaxationState, got ndarray"):
+        relaxation.matrix(array)
+    with pytest.raises(ValueError, match=r"`state.log_weights` must have shape .*n=3, n\), got"):
+        relaxation.step(state, np.ones((2, 2)))
+    schedule: Any = lambda _step, _num_steps: 0.1  # noqa: E731
+    with pytest.raises(TypeError, match=r"`schedule` must return RelaxationSettings, got 0\.1"):
+        Relaxation(size=3, num_steps=5, schedule=schedule).matrix(state)

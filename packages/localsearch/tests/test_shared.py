@@ -48,7 +48,7 @@ def tasks(draw: st.DrawFn) -> Any:
     seed = draw(st.integers(0, 10_000))
     num_nonzero = draw(st.integers(1, size))
     objectives = [task(seed + i, size, num_nonzero=num_nonzero) for i in range(count)]
-    weights = draw(st.lists(st.floats(0, 10, width=16), min_size=count, max_size=count))
+    weights = draw(st.lists(st.floats(0, 10), min_size=count, max_size=count))
     assume(max(weights) > 0)
     permutations = [np.array(draw(st.permutations(range(size)))) for _ in range(3)]
     return objectives, weights, np.array(permutations)
@@ -278,3 +278,10 @@ class TestBadArguments:
             shared([[0, 0, 1, 2, 3]])
         with pytest.raises(ValueError, match="`permutation` must hold each of"):
             shared.row_costs([0, 0, 1, 2, 3])
+
+
+def test_rows_of_the_sum_are_rows_of_the_parts() -> None:
+    shared = SharedObjective([task(0), task(1)], weights=[1, 2])
+    current = np.arange(shared.size)
+    some = shared.on_rows([3, 1])
+    np.testing.assert_array_equal(some.row_costs(current), shared.row_costs(current)[[3, 1]])

@@ -91,9 +91,9 @@ def comet_route(
     >>> route.experts.tolist(), route.weights.tolist()
     ([[1], [3]], [[1.0], [1.0]])
     """
-    names = ("rows", "split_weights", "leaf_weights", "split_bias", "leaf_bias")
-    values = (rows, split_weights, leaf_weights, split_bias, leaf_bias)
-    arrays = {name: array for name, array in zip(names, values, strict=True) if array is not None}
+    arrays = {"rows": rows, "split_weights": split_weights, "leaf_weights": leaf_weights}
+    biases = {"split_bias": split_bias, "leaf_bias": leaf_bias}
+    arrays |= {name: array for name, array in biases.items() if array is not None}
     xp = resolve(xp, **arrays)
     _check(arrays, xp)
     num_slots, num_experts, dim = leaf_weights.shape

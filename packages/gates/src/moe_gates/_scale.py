@@ -93,6 +93,7 @@ def in_units(name: str, scale: Array | None, scores: Array, xp: ModuleType) -> A
     wide = widen(scores, xp)
     if scale is None:
         return wide
+    resolve(xp, **{name: scale})
     check_floating(name, scale, xp)
     check_broadcasts(name, scale, ("num_slots", "num_splits"), tuple(scores.shape[-2:]))
     return wide / widen(scale, xp)

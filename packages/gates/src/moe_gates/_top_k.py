@@ -99,8 +99,9 @@ def top_k_gate(
     >>> top_k_gate(scores, k=1, renormalize=False, bias=rare).tolist()
     [0.0, 0.0, 0.25]
     """
-    arrays = {"scores": scores, "noise": noise, "bias": bias}
-    xp = resolve(xp, **{name: array for name, array in arrays.items() if array is not None})
+    given = {"noise": noise, "bias": bias}
+    given = {name: array for name, array in given.items() if array is not None}
+    xp = resolve(xp, scores=scores, **given)
     check_floating("scores", scores, xp)
     check_axes("scores", scores, ("num_experts",))
     num_experts = scores.shape[-1]

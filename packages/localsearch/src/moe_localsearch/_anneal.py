@@ -113,7 +113,8 @@ def anneal_outcome(
         pairs = _random_pairs(rng, len(start), num_steps or STEPS_PER_POSITION * len(start))
         temperatures = hottest * np.geomspace(1, COOLING, len(pairs))
         # A swap that costs more by c is taken with probability exp(-c / temperature).
-        limits = temperatures * rng.exponential(size=len(pairs))
+        with np.errstate(over="ignore"):
+            limits = temperatures * rng.exponential(size=len(pairs))
         for pair, limit in zip(pairs, limits, strict=True):
             walk.step(pair, limit)
     except SearchStopped:
@@ -136,7 +137,8 @@ class _Walk:
         """Return the median size of the finite changes by swaps of the start; 0 if none is."""
         candidates = exchanged(self._current, pairs)
         changes = self._questions.nearby_changes(self._current, self._cost, [candidates]).mean
-        return float(np.median(np.abs(changes[np.isfinite(changes)]))) if len(changes) else 0.0
+        sizes = np.sort(np.abs(changes[np.isfinite(changes)]))
+        return float(sizes[len(sizes) // 2]) if len(sizes) else 0.0
 
     def step(self, pair: IntArray, limit: float) -> None:
         """Swap if that costs at most `limit` more."""

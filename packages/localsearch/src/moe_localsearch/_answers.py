@@ -18,5 +18,5 @@ def checked(name: str, answer: ArrayLike, axes: Sequence[tuple[str, int]]) -> Fl
 
 def row_costs_of(name: str, objective: SupportsRowCosts, permutation: IntArray) -> FloatArray:
     """Return the cost of each row under `permutation`, shape (T,)."""
-    answer = objective.row_costs(permutation)
+    answer = objective.row_costs(permutation.copy())
     return checked(f"{name}.row_costs(...)", answer, [("T", len(answer))])

@@ -77,7 +77,7 @@ class ChangeSums:
 
 def difference(costs: FloatArray, cost: float) -> FloatArray:
     """Return ``costs - cost``; from an infinite cost a finite one is the largest gain."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         changes = costs - cost
     left_infinity = (cost == np.inf) & np.isfinite(costs)
     return np.where(left_infinity, np.finfo(np.float64).min, changes)

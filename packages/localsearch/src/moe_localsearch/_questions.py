@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ class Questions:
         """Return the cost of each row of `permutations`."""
         self._about_to_ask()
         self.num_evaluations += len(permutations)
-        answer = self.objective(permutations)
+        answer = self.objective(permutations.copy())  # which may work in place
         return checked("objective(permutations)", answer, [("B", len(permutations))])
 
     def cost(self, permutation: IntArray) -> float:
@@ -82,8 +83,8 @@ class Questions:
     def cost_quietly(self, permutation: IntArray) -> float:
         """Return the cost of one permutation where a search begins or ends: no time to stop it."""
         self.num_evaluations += 1
-        axes = [("B", 1)]
-        return float(checked("objective(permutations)", self.objective(permutation[None]), axes)[0])
+        answer = self.objective(permutation[None].copy())
+        return float(checked("objective(permutations)", answer, [("B", 1)])[0])
 
     def row_costs(self, permutation: IntArray) -> FloatArray | None:
         """Return the cost of each row, or None where the objective has none."""
@@ -106,7 +107,7 @@ class Questions:
         n = self.size
         self._about_to_ask()
         self.num_evaluations += n * (n - 1)
-        answer = self.objective.replacement_costs(permutation)
+        answer = self.objective.replacement_costs(permutation.copy())
         costs = checked("objective.replacement_costs(...)", answer, [("n", n), ("n", n)])
         return without_rows(difference(costs[other_entries(permutation)], cost))
 
@@ -118,7 +119,7 @@ class Questions:
         n = self.size
         self._about_to_ask()
         self.num_evaluations += n * (n - 1) // 2
-        answer = self.objective.swap_costs(permutation)
+        answer = self.objective.swap_costs(permutation.copy())
         costs = checked("objective.swap_costs(...)", answer, [("n", n), ("n", n)])
         return without_rows(difference(costs[np.triu_indices(n, 1)], cost))
 
@@ -135,7 +136,8 @@ class Questions:
         assert isinstance(self.objective, SupportsChanges)
         self._about_to_ask()
         self.num_evaluations += len(candidates)
-        answer = self.objective.changes(permutation, candidates, give_up_at=give_up_at)
+        asked = permutation.copy(), candidates.copy()
+        answer = self.objective.changes(*asked, give_up_at=give_up_at)
         name, axes = "objective.changes(...)", [("B", len(candidates))]
         return Changes(
             checked(f"{name}.mean", answer.mean, axes),
@@ -153,7 +155,11 @@ class Questions:
             raise TypeError(msg)
         self._about_to_ask()
         self.num_evaluations += 1
-        cost, gradient = self.objective.relaxed_cost(matrix)
+        answer: Any = self.objective.relaxed_cost(matrix.copy())
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            msg = f"`objective.relaxed_cost(...)` must be a RelaxedCost, got {answer!r}."
+            raise TypeError(msg)
+        cost, gradient = answer
         axes = [("n", self.size), ("n", self.size)]
         return RelaxedCost(
             float(cost), checked("objective.relaxed_cost(...).gradient", gradient, axes)

@@ -226,7 +226,7 @@ class RelabelingObjective:
                 mixed = ((weights @ shares)[:, None, :] @ outputs)[:, 0]
                 if self._offset is not None:
                     mixed += self._offset[rows]
-                cost += row_losses(self._row_loss, mixed, rows).sum() / num_rows
+                cost += row_losses(self._row_loss, mixed.copy(), rows).sum() / num_rows
                 slopes = row_gradients(self._row_gradient, mixed, rows)
                 gradient += weights.T @ (outputs @ slopes[:, :, None])[:, :, 0] / num_rows
         return RelaxedCost(cost, gradient)
@@ -251,7 +251,8 @@ class RelabelingObjective:
         key = permutation.tobytes()
         if key not in self._remembered:
             mixed = self.mixed(permutation)
-            losses = row_losses(self._row_loss, mixed, np.arange(len(mixed)))
+            # A copy: a loss may work in place, and the mixed outputs are needed again.
+            losses = row_losses(self._row_loss, mixed.copy(), np.arange(len(mixed)))
             while len(self._remembered) >= NUM_REMEMBERED:
                 del self._remembered[next(iter(self._remembered))]
             self._remembered[key] = _Base(mixed, losses)

@@ -9,7 +9,7 @@ import numpy as np
 from moe_localsearch._checks import IntArray, check_callable, check_count, check_seed
 from moe_localsearch._namespace import ArrayT, check_matrices, resolve
 from moe_localsearch._rounding import round_to_permutation
-from moe_localsearch._schedule import Schedule, convergent_schedule
+from moe_localsearch._schedule import Schedule, checked_settings, convergent_schedule
 from moe_localsearch._sinkhorn import SinkhornResult, sinkhorn
 
 INITIAL_RANGE = 0.05
@@ -121,7 +121,8 @@ class Relaxation:
         permutations. `xp` is as in `sinkhorn`.
         """
         self._check(state, xp)
-        settings = self.schedule(min(state.step, self.num_steps), self.num_steps)
+        step = min(state.step, self.num_steps)
+        settings = checked_settings(self.schedule(step, self.num_steps))
         return sinkhorn(
             state.log_weights,
             temperature=settings.temperature,
@@ -135,8 +136,11 @@ class Relaxation:
 
         A framework that trains parameters in place, such as PyTorch, leaves them out.
         """
+        self._check(state, None)
         kept = state.log_weights if log_weights is None else log_weights
-        return RelaxationState(kept, state.step + 1)
+        later = RelaxationState(kept, state.step + 1)
+        self._check(later, None)
+        return later
 
     def finish(self, state: RelaxationState, *, xp: ModuleType | None = None) -> IntArray:
         """Return the nearest permutation, shape (*batch, n), int64, NumPy.
@@ -149,6 +153,9 @@ class Relaxation:
         return round_to_permutation(self.matrix(state, xp=xp).matrix)
 
     def _check(self, state: RelaxationState, xp: ModuleType | None) -> None:
+        if not isinstance(state, RelaxationState):
+            msg = f"`state` must be a RelaxationState, got {type(state).__name__}."
+            raise TypeError(msg)
         check_count("state.step", state.step, minimum=0)
         namespace = resolve(xp, **{"state.log_weights": state.log_weights})
         check_matrices("state.log_weights", state.log_weights, namespace)

@@ -97,9 +97,10 @@ def replacement_outcome(
 
 def assign_outcome(questions: Questions, start: IntArray, cost: float) -> Outcome:
     """Solve a separable objective: its one assignment is the optimum, whether or not it moved."""
+    if questions.move_standard_errors:  # what it counts as worse depends on where it is
+        return replacement_outcome(questions, start, cost)
     outcome = replacement_outcome(questions, start, cost, max_rounds=1)
-    unfinished = outcome.stop_reason in {StopReason.NON_FINITE_COST, StopReason.STOPPED}
-    if unfinished or questions.move_standard_errors:
+    if outcome.stop_reason in {StopReason.NON_FINITE_COST, StopReason.STOPPED}:
         return outcome
     return outcome._replace(stop_reason=StopReason.OPTIMUM)
 

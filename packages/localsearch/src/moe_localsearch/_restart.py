@@ -24,6 +24,8 @@ def restart_outcome(
     best = Outcome(start, cost, StopReason.LOCAL_OPTIMUM)
     if np.isnan(cost):
         return best._replace(stop_reason=StopReason.NON_FINITE_COST)
+    if len(start) < 2:
+        return best
     for _ in range(num_restarts):
         shuffled = _shuffled(rng, best.permutation)
         try:

@@ -23,7 +23,7 @@ def run(questions: Questions, start: IntArray, phases: Sequence[Phase]) -> Searc
         questions.best_cost = outcome.cost
         outcome = phase(questions, outcome.permutation, outcome.cost)
         saw_trouble |= outcome.stop_reason is StopReason.NON_FINITE_COST
-        if outcome.stop_reason is StopReason.STOPPED:
+        if outcome.stop_reason in {StopReason.STOPPED, StopReason.OPTIMUM}:
             break
     stopped = outcome.stop_reason is StopReason.STOPPED
     stop_reason = outcome.stop_reason

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moe_localsearch._checks import check_count, check_number
 
@@ -24,8 +24,11 @@ Schedule = Callable[[int, int], RelaxationSettings]
 """``schedule(step, num_steps)``, from step 0 to `num_steps`."""
 
 
-def checked_settings(settings: RelaxationSettings) -> RelaxationSettings:
+def checked_settings(settings: Any) -> RelaxationSettings:  # noqa: ANN401  not checked yet
     """Return what a schedule gave, or `sinkhorn` was given, if Sinkhorn can use it."""
+    if not isinstance(settings, tuple) or len(settings) != 2:
+        msg = f"`schedule` must return RelaxationSettings, got {settings!r}."
+        raise TypeError(msg)
     temperature, num_iterations = settings
     check_count("num_iterations", num_iterations, minimum=1)
     check_number("temperature", temperature)

@@ -155,6 +155,15 @@ class SharedObjective:
             gradient += weight * part.gradient
         return RelaxedCost(cost, gradient)
 
+    def on_rows(self, rows: ArrayLike, /) -> "SharedObjective":
+        """Return the objective on some rows, if every part has `on_rows`, as relabelling has."""
+        for index, each in enumerate(self._objectives):
+            if not hasattr(each, "on_rows"):
+                msg = f"`objectives[{index}]` must offer `on_rows`, got {type(each).__name__}."
+                raise TypeError(msg)
+        parts = [each.on_rows(rows) for each in self._objectives]  # type: ignore[attr-defined]
+        return SharedObjective(parts, weights=self._weights)
+
     def _parts(self) -> list[tuple[float, Relabeling]]:
         """Return the objectives that count: 0 times an infinite cost would be NaN."""
         parts = zip(self._weights, self._objectives, strict=True)

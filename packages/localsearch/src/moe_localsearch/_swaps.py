@@ -148,7 +148,8 @@ def _cheapest_triples(swap_changes: Changes, size: int) -> IntArray:
     cheapest = np.argsort(usable, kind="stable")[: TRIPLES_PER_POSITION * size]
     triples = set()
     for i, j in zip(first[cheapest], second[cheapest], strict=True):
-        third = costs[i] + costs[j]
+        with np.errstate(over="ignore"):
+            third = costs[i] + costs[j]
         third[[i, j]] = np.inf
         k = int(np.argmin(third))
         if third[k] < np.inf:
