@@ -215,7 +215,7 @@ def main() -> None:
     """Measure all sizes, print tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
-    torch.set_num_threads(parser.parse_args().threads)
+    torch.set_num_threads(parser.parse_known_args()[0].threads)
     dense_rows, route_rows = [], []
     for num_experts in DENSE_EXPERTS:
         for num_rows in DENSE_ROWS:

@@ -182,8 +182,8 @@ def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10, help="problems of each setting")
-    parser.add_argument("--threads", type=int, default=1, help="ignored: NumPy has its own")
-    options = parser.parse_args()
+    # `nox -s bench` hands all of its options to each script; the others are not for this one.
+    options, _ = parser.parse_known_args()
     results = {
         "device": f"cpu ({platform.machine()})",
         "versions": {

@@ -94,7 +94,7 @@ def main() -> None:
     """Measure all sizes, print a table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
-    torch.set_num_threads(parser.parse_args().threads)
+    torch.set_num_threads(parser.parse_known_args()[0].threads)
     rows = []
     for size in SIZES:
         for num_rows in ROWS:
