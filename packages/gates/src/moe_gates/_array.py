@@ -7,7 +7,7 @@ standard attributes are touched, so that compilers can trace through.
 import math
 import sys
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 
 class _HasShape(Protocol):
@@ -70,12 +70,13 @@ def mean_over_rows(values: Array, xp: ModuleType) -> Array:
     return xp.sum(values / max(math.prod(values.shape), 1))
 
 
-def add_slots(array: Array, axis: int, xp: ModuleType) -> Array:
+def add_slots(array: Array, axis: Literal[-2, -1]) -> Array:
     """Sum over the few slots on `axis`, first to last."""
     # In this order whatever lies beside the axis, so that different routes to the same
     # numbers have the same sum, to the bit. Libraries sum more than two in orders of their own.
-    first, *others = xp.unstack(array, axis=axis)
-    return sum(others, start=first)
+    last = axis == -1
+    slots = [array[..., i] if last else array[..., i, :] for i in range(array.shape[axis])]
+    return sum(slots[1:], start=slots[0])
 
 
 def softmax(scores: Array, xp: ModuleType) -> Array:

@@ -89,7 +89,7 @@ def comet_gate(
 
     dtype = leaf_scores.dtype
     return SlotGate(
-        weights=xp.astype(add_slots(slot_weights, -2, xp), dtype, copy=False),
+        weights=xp.astype(add_slots(slot_weights, -2), dtype, copy=False),
         slot_weights=xp.astype(slot_weights, dtype, copy=False),
         slot_probabilities=xp.astype(probabilities, dtype, copy=False),
     )
@@ -105,7 +105,7 @@ def _weighted_softmax(scores: Array, probabilities: Array, xp: ModuleType) -> Ar
     shift = _shift(scores, probabilities, reached, xp)
     mass = (probabilities * reached) * xp.exp((scores - shift) * reached)
     # Slot by slot: a hard gate then adds up the same numbers as `comet_route`, and zeros.
-    total = add_slots(xp.sum(mass, axis=-1), -1, xp)
+    total = add_slots(xp.sum(mass, axis=-1), -1)
     return mass / total[..., None, None]
 
 

@@ -186,7 +186,7 @@ def _like(array: Array, other: Array, xp: ModuleType) -> Array:
 def _softmax(scores: Array, xp: ModuleType) -> Array:
     """Softmax with the arithmetic of the dense gate, so that the results are equal."""
     masses = xp.exp(scores - whole_part(xp.max(scores, axis=-1, keepdims=True), xp))
-    return masses / add_slots(masses, -1, xp)[..., None]
+    return masses / add_slots(masses, -1)[..., None]
 
 
 def _merge(experts: Array, weights: Array, xp: ModuleType) -> Array:
@@ -195,6 +195,6 @@ def _merge(experts: Array, weights: Array, xp: ModuleType) -> Array:
     if num_slots == 1:
         return weights
     same = experts[..., :, None] == experts[..., None, :]
-    total = add_slots(xp.where(same, weights[..., None, :], 0.0), -1, xp)
+    total = add_slots(xp.where(same, weights[..., None, :], 0.0), -1)
     first = xp.argmax(xp.astype(same, experts.dtype), axis=-1)
     return xp.where(first == count_up(num_slots, experts, xp), total, 0.0)

@@ -101,7 +101,7 @@ def dselect_k_gate(
 
     dtype = bit_scores.dtype
     return SlotGate(
-        weights=xp.astype(add_slots(slot_weights, -2, xp), dtype, copy=False),
+        weights=xp.astype(add_slots(slot_weights, -2), dtype, copy=False),
         slot_weights=xp.astype(slot_weights, dtype, copy=False),
         slot_probabilities=xp.astype(probabilities, dtype, copy=False),
     )
