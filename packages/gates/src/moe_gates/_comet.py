@@ -81,9 +81,7 @@ def comet_gate(
 
     splits = in_units("split_scale", split_scale, split_scores, xp)
     left, right = split_probabilities(splits, gamma=gamma, hard=hard, xp=xp)
-    levels = list(
-        zip(split_levels(left, num_experts), split_levels(right, num_experts), strict=True)
-    )
+    levels = split_levels(left, right, num_experts)
     probabilities = combine_paths(levels, operator.mul, num_leaves=num_experts, xp=xp)
     slot_weights = _weighted_softmax(widen(leaf_scores, xp), probabilities, xp)
 

@@ -56,8 +56,12 @@ def depth(num_leaves: int) -> int:
     return (num_leaves - 1).bit_length()
 
 
-def split_levels(splits: Array, num_leaves: int) -> list[Array]:
-    """Cut the last axis, splits in heap order, into levels, root first."""
+def split_levels(left: Array, right: Array, num_leaves: int) -> list[tuple[Array, Array]]:
+    """Cut the last axes, splits in heap order, into levels, root first, left beside right."""
+    return list(zip(_levels(left, num_leaves), _levels(right, num_leaves), strict=True))
+
+
+def _levels(splits: Array, num_leaves: int) -> list[Array]:
     levels = []
     # From the last level on, each cut from what is left: the gradient of a cut is as large
     # as what was cut, so that all together cost two times the splits, not one a level.

@@ -76,9 +76,7 @@ def tree_top_k_gate(
 
     splits = widen(split_scores, xp)
     left, right = log_sigmoid(splits, xp), log_sigmoid(-splits, xp)
-    levels = list(
-        zip(split_levels(left, num_experts), split_levels(right, num_experts), strict=True)
-    )
+    levels = split_levels(left, right, num_experts)
     # In logarithms no path is so unlikely that it underflows.
     log_probabilities = combine_paths(levels, operator.add, num_leaves=num_experts, xp=xp)
     expert_scores, shares = _log_sum_exp(widen(leaf_scores, xp) + log_probabilities, xp)

@@ -11,7 +11,7 @@ from moe_localsearch._checks import (
     check_seed,
     starting_permutation,
 )
-from moe_localsearch._descent import improves, is_significant
+from moe_localsearch._descent import Incumbent
 from moe_localsearch._moves import exchanged
 from moe_localsearch._objective import Objective
 from moe_localsearch._progress import ProgressCallback, SearchStopped
@@ -119,10 +119,9 @@ def anneal_outcome(
             walk.step(pair, limit)
     except SearchStopped:
         stop_reason = StopReason.STOPPED
-    best_cost = questions.cost_quietly(walk.best)
-    if improves(best_cost, cost) and is_significant(questions, start, walk.best):
-        return Outcome(walk.best, best_cost, stop_reason)
-    return Outcome(start, cost, stop_reason)
+    best = Incumbent(questions, start, cost)
+    best.meet(walk.best, quietly=True)
+    return Outcome(best.permutation, best.cost, stop_reason)
 
 
 class _Walk:

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from moe_localsearch._checks import (
     FloatArray,
     IntArray,
-    as_array,
     check_finite,
+    check_integers,
     check_real,
     check_shape,
 )
@@ -95,10 +95,7 @@ def assign_with_capacity(costs: ArrayLike, /, *, capacity: ArrayLike) -> Capacit
 
 def check_capacity(capacity: ArrayLike, num_rows: int, num_columns: int) -> IntArray:
     """Return the capacity of each column, at most `num_rows`, if there is room for all rows."""
-    places = as_array("capacity", capacity)
-    if places.dtype.kind not in "iu":
-        msg = f"`capacity` must hold integers, got dtype {places.dtype}."
-        raise TypeError(msg)
+    places = check_integers("capacity", capacity)
     if places.ndim == 0:
         places = np.full(num_columns, places)
     check_shape("capacity", places, [("E", num_columns)])

@@ -78,6 +78,15 @@ def check_real(name: str, value: ArrayLike, axes: Sequence[str]) -> RealArray:
     return array
 
 
+def check_integers(name: str, value: ArrayLike) -> RealArray:
+    """Return `value` as an array of integers, of any shape and width."""
+    array = as_array(name, value)
+    if array.dtype.kind not in "iu":
+        msg = f"`{name}` must hold integers, got dtype {array.dtype}."
+        raise TypeError(msg)
+    return array
+
+
 def check_shape(name: str, array: RealArray, axes: Sequence[tuple[str, int]]) -> None:
     """Refuse `array` unless its shape is that of the named `axes`."""
     if array.shape != tuple(length for _, length in axes):
@@ -111,10 +120,7 @@ def check_permutation(name: str, value: ArrayLike, *, size: int) -> IntArray:
 
 def check_permutations(name: str, value: ArrayLike, *, size: int | None = None) -> IntArray:
     """Return a fresh int64 copy of `value` if its last axis holds permutations."""
-    array = as_array(name, value)
-    if array.dtype.kind not in "iu":
-        msg = f"`{name}` must hold integers, got dtype {array.dtype}."
-        raise TypeError(msg)
+    array = check_integers(name, value)
     if array.ndim < 1 or array.shape[-1] != (array.shape[-1] if size is None else size):
         msg = f"`{name}` must have shape (..., n={size}), got {array.shape}."
         raise ValueError(msg)
@@ -126,10 +132,7 @@ def check_permutations(name: str, value: ArrayLike, *, size: int | None = None) 
 
 def check_choices(name: str, value: ArrayLike, *, size: int) -> IntArray:
     """Return `value`, shape (B, n), as int64 if it holds 0, ..., n - 1, in any number."""
-    array = as_array(name, value)
-    if array.dtype.kind not in "iu":
-        msg = f"`{name}` must hold integers, got dtype {array.dtype}."
-        raise TypeError(msg)
+    array = check_integers(name, value)
     if array.ndim != 2 or array.shape[1] != size:
         msg = f"`{name}` must have shape (B, n={size}), got {array.shape}."
         raise ValueError(msg)

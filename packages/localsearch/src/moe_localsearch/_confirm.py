@@ -37,16 +37,18 @@ def confirmed(
     )
     if np.array_equal(found, start):
         return replace(result, confirmation=confirmation)
-    cost_after, standard_error = recost(kept) if num_undone else (result.cost_after, None)
+    cost_after, standard_error = result.cost_after, result.standard_error
+    stop_reason = result.stop_reason
+    if num_undone:
+        cost_after, standard_error = recost(kept)
+        stop_reason = StopReason.PARTLY_CONFIRMED
     if confirmation.accepted and not cost_after > result.cost_before:
-        if not num_undone:
-            return replace(result, confirmation=confirmation)
         return replace(
             result,
             permutation=kept,
             cost_after=cost_after,
             standard_error=standard_error,
-            stop_reason=StopReason.PARTLY_CONFIRMED,
+            stop_reason=stop_reason,
             confirmation=confirmation,
         )
     return replace(
@@ -77,10 +79,11 @@ def _without_doubtful_parts(
     found: IntArray, start: IntArray, row_costs: RowCosts, num_standard_errors: float
 ) -> tuple[IntArray, FloatArray]:
     """Undo, one after the other, the parts without a confirmed gain; return the row costs too."""
+    costs_found = row_costs(found)
     parts = _parts(start, found)
-    kept, costs = found, row_costs(found)
     if len(parts) < 2:
-        return kept, costs
+        return found, costs_found
+    kept, costs = found, costs_found
     for part in parts:
         undone = np.where(part, start, kept)
         costs_undone = row_costs(undone)
@@ -88,7 +91,7 @@ def _without_doubtful_parts(
         if not gain.accepted:
             kept, costs = undone, costs_undone
     if np.array_equal(kept, start):  # nothing is left to confirm: report what the search found
-        return found, row_costs(found)
+        return found, costs_found
     return kept, costs
 
 

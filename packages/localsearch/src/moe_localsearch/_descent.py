@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_localsearch._changes import standard_error_of
 from moe_localsearch._checks import FloatArray, IntArray
+from moe_localsearch._confirm import paired_gain
 from moe_localsearch._progress import SearchStopped
 from moe_localsearch._questions import Questions
 from moe_localsearch._result import Outcome, StopReason
@@ -68,6 +68,23 @@ def is_significant(questions: Questions, current: IntArray, candidate: IntArray)
     before, after = questions.row_costs(current), questions.row_costs(candidate)
     assert before is not None, "the constructor of Questions asks for row_costs"
     assert after is not None
-    with np.errstate(invalid="ignore"):
-        gains = before - after
-    return bool(gains.mean() > questions.move_standard_errors * standard_error_of(gains))
+    threshold = questions.move_standard_errors
+    return paired_gain(before, after, num_standard_errors=threshold).accepted
+
+
+class Incumbent:
+    """The best permutation met, which begins as the start."""
+
+    def __init__(self, questions: Questions, start: IntArray, cost: float) -> None:
+        self.permutation, self.cost = start, cost
+        self._questions = questions
+        self._start = start
+
+    def meet(self, permutation: IntArray, *, quietly: bool = False) -> float:
+        """Evaluate a permutation, keep it if it is better, and return its cost."""
+        ask = self._questions.cost_quietly if quietly else self._questions.cost
+        cost = ask(permutation)
+        if improves(cost, self.cost) and is_significant(self._questions, self._start, permutation):
+            self.permutation = permutation
+            self.cost = self._questions.best_cost = cost
+        return cost

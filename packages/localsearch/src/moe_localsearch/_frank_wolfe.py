@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from moe_localsearch._assign import assign
 from moe_localsearch._checks import IntArray, check_count, starting_permutation
-from moe_localsearch._descent import improves, is_significant
+from moe_localsearch._descent import Incumbent
 from moe_localsearch._objective import SupportsRelaxation
 from moe_localsearch._progress import ProgressCallback, SearchStopped
 from moe_localsearch._questions import Questions
@@ -96,24 +96,6 @@ def frank_wolfe_outcome(
     except SearchStopped:
         stop_reason = StopReason.STOPPED
     return Outcome(best.permutation, best.cost, stop_reason)
-
-
-class Incumbent:
-    """The best permutation met, which begins as the start."""
-
-    def __init__(self, questions: Questions, start: IntArray, cost: float) -> None:
-        self.permutation, self.cost = start, cost
-        self._questions = questions
-        self._start = start
-
-    def meet(self, permutation: IntArray, *, quietly: bool = False) -> float:
-        """Evaluate a permutation, keep it if it is better, and return its cost."""
-        ask = self._questions.cost_quietly if quietly else self._questions.cost
-        cost = ask(permutation)
-        if improves(cost, self.cost) and is_significant(self._questions, self._start, permutation):
-            self.permutation = permutation
-            self.cost = self._questions.best_cost = cost
-        return cost
 
 
 def _follow(questions: Questions, best: Incumbent, max_rounds: int) -> StopReason:

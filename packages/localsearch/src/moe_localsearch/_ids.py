@@ -12,8 +12,8 @@ from moe_localsearch._checks import (
     FloatArray,
     IntArray,
     RealArray,
-    as_array,
     check_finite,
+    check_integers,
     check_real,
     check_standard_errors,
 )
@@ -205,10 +205,7 @@ def _check_indices(
     name: str, value: ArrayLike, axis: tuple[str, int | None], limit: int
 ) -> IntArray:
     """Return a fresh int64 copy of a vector with entries in [0, limit)."""
-    array = as_array(name, value)
-    if array.dtype.kind not in "iu":
-        msg = f"`{name}` must hold integers, got dtype {array.dtype}."
-        raise TypeError(msg)
+    array = check_integers(name, value)
     axis_name, length = axis
     if array.ndim != 1 or array.shape[0] != (array.shape[0] if length is None else length):
         allowed = axis_name if length is None else f"{axis_name}={length}"

@@ -272,8 +272,7 @@ class RelabelingObjective:
             mean, standard_error = sums.changes()
             with np.errstate(invalid="ignore"):
                 hopeless = mean[running] > give_up_at * standard_error[running]
-            if give_up_at < np.inf:
-                running = running[~hopeless]
+            running = running[~hopeless]
         return Changes(mean, standard_error, sums.num_rows == len(base.losses))
 
     def _loss_changes(self, base: _Base, rows: IntArray, of_rows: Terms) -> FloatArray:

@@ -20,7 +20,7 @@ from moe_localsearch._checks import (
     check_seed,
     starting_permutation,
 )
-from moe_localsearch._frank_wolfe import Incumbent
+from moe_localsearch._descent import Incumbent
 from moe_localsearch._objective import SupportsRelaxation
 from moe_localsearch._penalty import EPSILON
 from moe_localsearch._progress import ProgressCallback, SearchStopped

@@ -88,10 +88,7 @@ def replacement_outcome(
     questions: Questions, start: IntArray, cost: float, *, max_rounds: int = 100
 ) -> Outcome:
     """Descend from `start`, whose cost is known."""
-
-    def propose(current: IntArray, cost: float) -> Proposal:
-        return _propose_assignment(questions, current, cost)
-
+    propose = partial(_propose_assignment, questions)
     return descend(questions, start, cost, propose, max_rounds=max_rounds)
 
 

@@ -218,7 +218,7 @@ class _Descent:
         self._move_standard_errors = move_standard_errors
         self._progress = progress
         self._began = time.perf_counter()
-        self._rows_before = problem.row_costs(start)
+        self._rows_before = self._rows = problem.row_costs(start)
         self._cost = float(self._rows_before.mean())
         self._num_evaluations = 1
 
@@ -240,24 +240,26 @@ class _Descent:
                 trouble = StopReason.NON_FINITE_COST
                 stop_reason = trouble if trouble in reasons else StopReason.LOCAL_OPTIMUM
                 break
-        cost_after, standard_error = self.recost(self._current)
         return SearchResult(
             permutation=self._current,
             cost_before=cost_before,
-            cost_after=cost_after,
+            cost_after=self._cost,
             num_evaluations=self._num_evaluations,
             seconds=self.seconds(),
             converged=is_converged(stop_reason),
             method=METHOD,
             stop_reason=stop_reason,
-            standard_error=standard_error,
+            standard_error=self._gain_standard_error(self._rows),
         )
 
     def recost(self, permutations: IntArray) -> tuple[float, float]:
         """Return the cost on the search rows, and the standard error of its gain."""
         rows = self._problem.row_costs(permutations)
+        return float(rows.mean()), self._gain_standard_error(rows)
+
+    def _gain_standard_error(self, rows: FloatArray) -> float:
         with np.errstate(invalid="ignore"):
-            return float(rows.mean()), standard_error_of(self._rows_before - rows)
+            return standard_error_of(self._rows_before - rows)
 
     def _sweep(self) -> set[StopReason]:
         """Search each slot once, and return why these searches stopped."""
@@ -281,10 +283,10 @@ class _Descent:
         proposal = self._current.copy()
         proposal[slot] = step.permutation
         if not np.array_equal(proposal, self._current):
-            cost = float(self._problem.row_costs(proposal).mean())
+            rows = self._problem.row_costs(proposal)
             self._num_evaluations += 1
-            if improves(cost, self._cost):
-                self._current, self._cost = proposal, cost
+            if improves(float(rows.mean()), self._cost):
+                self._current, self._cost, self._rows = proposal, float(rows.mean()), rows
         return step.stop_reason
 
     def _report(self, of_slot: SearchProgress) -> None:

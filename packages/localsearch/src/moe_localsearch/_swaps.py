@@ -89,10 +89,7 @@ def swap_outcome(
     questions: Questions, start: IntArray, cost: float, *, max_rounds: int = 100
 ) -> Outcome:
     """Descend from `start`, whose cost is known."""
-
-    def propose(current: IntArray, cost: float) -> Proposal:
-        return _propose_swaps(questions, current, cost)
-
+    propose = partial(_propose_swaps, questions)
     return descend(questions, start, cost, propose, max_rounds=max_rounds)
 
 
