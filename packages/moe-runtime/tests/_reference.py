@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: torch.where(x > 0, x, 0),
     "silu": lambda x: x / (1 + torch.exp(-x)),
 }
+GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 DIM, NUM_IDS = 6, 40
 
 ROUTERS: dict[str, Callable[[int, int], Router]] = {
@@ -78,27 +79,44 @@ def draw_gates(num_gates: int, num_rows: int, num_experts: int) -> Tensor:
     return weights_GTE
 
 
+def activate(name: str, value: Tensor) -> Tensor:
+    """Follow the definition of an activation, for the features of one row."""
+    if name not in GATED:
+        return ACTIVATIONS[name](value)
+    half = len(value) // 2
+    return ACTIVATIONS[GATED[name]](value[:half]) * value[half:]
+
+
 def reference_mixture(
-    x_TD: Tensor, weights_GTE: Tensor, stacks: Sequence[Tensor], activations: Sequence[str]
+    x_TD: Tensor,
+    weights_GTE: Tensor,
+    stacks: Sequence[Tensor],
+    activations: Sequence[str],
+    *,
+    bias: bool = True,
 ) -> Tensor:
     """Output (G, T, O), one (row, expert) pair after the other; float64 in, float64 out."""
     num_gates, num_rows, num_experts = weights_GTE.shape
+    if not bias:
+        zeros = [torch.zeros(stack.shape[:2], dtype=stack.dtype) for stack in stacks]
+        stacks = [each for pair in zip(stacks, zeros, strict=True) for each in pair]
+    out_features = stacks[-1].shape[-1] // (2 if activations[-1] in GATED else 1)
     rows = []
     for row in range(num_rows):
-        total_GO = x_TD.new_zeros(num_gates, stacks[-1].shape[-1])
+        total_GO = x_TD.new_zeros(num_gates, out_features)
         for expert in range(num_experts):
             weights_G = weights_GTE[:, row, expert]
             if not weights_G.any():
                 continue
             value = x_TD[row]
             for layer, activation in enumerate(activations):
-                weight, bias = stacks[2 * layer][expert], stacks[2 * layer + 1][expert]
-                value = ACTIVATIONS[activation](weight @ value + bias)
+                weight, offset = stacks[2 * layer][expert], stacks[2 * layer + 1][expert]
+                value = activate(activation, weight @ value + offset)
             total_GO = total_GO + weights_G[:, None] * value
         rows.append(total_GO)
     # Every argument takes part, so that each has a gradient however few pairs there are.
     nothing = sum((each * 0).sum() for each in (x_TD, weights_GTE, *stacks))
-    empty = x_TD.new_zeros(num_gates, 0, stacks[-1].shape[-1])
+    empty = x_TD.new_zeros(num_gates, 0, out_features)
     return (torch.stack(rows, 1) if rows else empty) + nothing
 
 
@@ -109,6 +127,12 @@ def router_of(mixture: MultiGateMixtureOfExperts, gate: int = 0) -> Router:
     return router
 
 
+def experts_of(mixture: MultiGateMixtureOfExperts) -> Experts:
+    """Stacked experts of a mixture."""
+    assert isinstance(mixture.experts, Experts)
+    return mixture.experts
+
+
 def stacks_of(experts: Experts) -> list[nn.Parameter]:
-    """Weight and bias of each layer in turn."""
+    """Weight and bias, where there is one, of each layer in turn."""
     return [stack for layer in experts.layers for stack in layer.parameters()]

@@ -35,11 +35,11 @@ BAD_LAYERS: list[tuple[Callable[[], object], str]] = [
     (lambda: Experts(0, (DIM, 3)), "`num_experts` must be an integer >= 1, got 0."),
     (
         lambda: Experts(4, (DIM, 3), activation="tanh"),
-        "`activation` must be one of ['gelu', 'identity', 'relu', 'silu'], got 'tanh'.",
+        "`activation` must be one of ['geglu', 'gelu', 'identity', 'reglu', ",
     ),
     (
         lambda: Experts(4, (DIM, 3), output_activation="softmax"),
-        "`output_activation` must be one of ['gelu', 'identity', 'relu', 'silu'], got 'softmax'.",
+        "`output_activation` must be one of ['geglu', 'gelu', 'identity', ",
     ),
     (
         lambda: MixtureOfExperts(TopKRouter(DIM, 5, k=2), experts()),
@@ -47,7 +47,7 @@ BAD_LAYERS: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: MixtureOfExperts(TopKRouter(DIM, 4, k=2), experts(), kernel="fast"),
-        "`kernel` must be one of ['auto', 'dense', 'sorted'], got 'fast'.",
+        "`kernel` must be one of ['auto', 'dense', 'gathered', 'loop', 'sorted'], got 'fast'.",
     ),
     (
         lambda: MultiGateMixtureOfExperts([], experts()),
@@ -77,7 +77,10 @@ MISTYPED_LAYERS: list[tuple[Callable[[], object], str]] = [
     (lambda: AnyMixture(experts(), top_k()), "`router` must be a Router, got Experts."),
     (lambda: AnyMixture(nn.Linear(DIM, 4), experts()), "`router` must be a Router, got Linear."),
     (lambda: AnyMixture([top_k()], experts()), "`router` must be a Router, got list."),
-    (lambda: AnyMixture(top_k(), nn.Linear(DIM, 3)), "`experts` must be an Experts, got Linear."),
+    (
+        lambda: AnyMixture(top_k(), nn.Linear(DIM, 3)),
+        "`experts` must be an Experts or ModuleExperts, got Linear.",
+    ),
     (
         lambda: AnyMultiGate(top_k(), experts()),
         "`routers` must be a sequence of Routers, got TopKRouter.",

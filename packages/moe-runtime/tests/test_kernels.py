@@ -1,16 +1,17 @@
-"""Both kernels give the oracle's output, and its gradient for everything."""
+"""All kernels give the oracle's output, and its gradient for everything."""
 
 import pytest
 import torch
-from _reference import ACTIVATIONS, draw_gates, reference_mixture, stacks_of
+from _reference import ACTIVATIONS, GATED, draw_gates, reference_mixture, stacks_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_runtime import Experts
+from moe_runtime._kernels import KERNELS
 from moe_runtime._mixture import run_experts
 
-KERNEL = pytest.mark.parametrize("kernel", ["sorted", "dense"])
+KERNEL = pytest.mark.parametrize("kernel", sorted(KERNELS))
 # Of the largest entry: a hundred terms a sum and three layers, in units of rounding.
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.03}
 ONE, TWO, THREE = (6, 4), (6, 9, 4), (6, 9, 5, 4)
@@ -44,7 +45,8 @@ def compare(
     weights_GTE.requires_grad_()
     leaves = (x_TD, weights_GTE, *stacks_of(experts))
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    wanted = reference_mixture(wide[0], wide[1], wide[2:], experts.activations)
+    bias = next(experts.layers.children()).bias is not None
+    wanted = reference_mixture(wide[0], wide[1], wide[2:], experts.activations, bias=bias)
     output = run_experts(experts, x_TD, weights_GTE, kernel)
     assert output.dtype == dtype
     assert_near(output, wanted, dtype)
@@ -71,11 +73,12 @@ def test_equals_the_oracle_at_every_size(
 
 @KERNEL
 @pytest.mark.parametrize("widths", [ONE, TWO, THREE], ids=["one", "two", "three"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, *GATED])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 def test_equals_the_oracle_for_every_activation_and_depth(
-    kernel: str, widths: tuple[int, ...], activation: str
+    kernel: str, widths: tuple[int, ...], activation: str, *, bias: bool
 ) -> None:
-    experts = Experts(5, widths, activation=activation, output_activation=activation)
+    experts = Experts(5, widths, activation=activation, output_activation=activation, bias=bias)
     compare(experts, kernel, num_rows=7, num_gates=2)
 
 
@@ -87,7 +90,7 @@ def test_equals_the_oracle_in_every_precision(kernel: str, dtype: torch.dtype) -
 
 
 @given(
-    kernel=st.sampled_from(["sorted", "dense"]),
+    kernel=st.sampled_from(sorted(KERNELS)),
     num_rows=st.integers(0, 9),
     num_experts=st.integers(1, 6),
     num_gates=st.integers(1, 3),

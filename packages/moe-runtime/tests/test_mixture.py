@@ -1,7 +1,6 @@
 """A mixture is its router's weights times its experts' outputs, for every shape and dtype."""
 
 import copy
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from _reference import (
     TRAINED,
     awake,
     draw_inputs,
+    experts_of,
     make_mixture,
     reference_mixture,
     stacks_of,
@@ -20,15 +20,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_runtime import Experts, MixtureOfExperts, MultiGateMixtureOfExperts
+from moe_runtime._kernels import KERNELS
 
-KERNEL = pytest.mark.parametrize("kernel", ["sorted", "dense"])
+KERNEL = pytest.mark.parametrize("kernel", sorted(KERNELS))
 NAME = pytest.mark.parametrize("name", sorted(ROUTERS))
 
 
 def expected_output(mixture: MixtureOfExperts, x_TD: Tensor, weights_TE: Tensor) -> Tensor:
-    stacks = [stack.detach().double() for stack in stacks_of(mixture.experts)]
+    stacks = [stack.detach().double() for stack in stacks_of(experts_of(mixture))]
     weights_GTE = weights_TE.detach().double()[None]
-    return reference_mixture(x_TD.double(), weights_GTE, stacks, mixture.experts.activations)[0]
+    return reference_mixture(x_TD.double(), weights_GTE, stacks, experts_of(mixture).activations)[0]
 
 
 @NAME
@@ -70,7 +71,7 @@ def test_a_non_contiguous_input_gives_the_same(kernel: str) -> None:
 
 @given(
     name=st.sampled_from(sorted(ROUTERS)),
-    kernel=st.sampled_from(["auto", "sorted", "dense"]),
+    kernel=st.sampled_from(["auto", *KERNELS]),
     num_rows=st.integers(1, 30),
     data=st.data(),
 )
@@ -144,7 +145,7 @@ def test_autocast_does_not_round_the_weights_that_outputs_are_added_with(kernel:
     with torch.no_grad():
         for stack in mixture.experts.parameters():
             stack.zero_()
-        stacks_of(mixture.experts)[-1].fill_(1)
+        stacks_of(experts_of(mixture))[-1].fill_(1)
     with torch.autocast("cpu", torch.bfloat16):
         output = mixture(torch.randn(200, DIM)).output
     # Every expert answers 1; weights of 8 bits would add up to 1 for some rows only.
@@ -164,24 +165,13 @@ def test_each_gate_of_several_gives_what_it_gives_alone() -> None:
     experts = Experts(5, (DIM, 7, 4))
     routers = [awake(ROUTERS[name](5, 2)) for name in TRAINED]
     x = torch.randn(30, DIM)
-    for kernel in ("auto", "sorted", "dense"):
+    for kernel in ("auto", *KERNELS):
         several = MultiGateMixtureOfExperts(routers, experts, kernel=kernel)(x)
         alone = [MixtureOfExperts(router, experts, kernel=kernel)(x) for router in routers]
         torch.testing.assert_close(several.output, torch.stack([one.output for one in alone]))
         torch.testing.assert_close(several.weights, torch.stack([one.weights for one in alone]))
         penalties = torch.stack([one.penalty for one in alone])
         torch.testing.assert_close(several.penalty, penalties.sum())
-
-
-@pytest.mark.parametrize(("num_used", "is_dense"), [(6, False), (8, True)])
-def test_auto_is_dense_above_70_percent_of_the_pairs(
-    monkeypatch: pytest.MonkeyPatch, num_used: int, *, is_dense: bool
-) -> None:
-    mixture = MixtureOfExperts(ROUTERS["top_k"](10, num_used), Experts(10, (DIM, 4)))
-    every = Mock(wraps=mixture.experts.every)
-    monkeypatch.setattr(mixture.experts, "every", every)
-    mixture(torch.randn(9, DIM))
-    assert every.called is is_dense
 
 
 # Dynamo (torch 2.13) looks at `.grad` of intermediate tensors where a graph breaks, and

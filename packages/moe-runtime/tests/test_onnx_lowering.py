@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _reference import ACTIVATIONS, draw_gates, reference_mixture
+from _reference import ACTIVATIONS, GATED, draw_gates, reference_mixture
 from torch import Tensor
 
 pytest.importorskip("onnx_ir", reason='needs the extra: pip install "moe-runtime[onnx]"')
@@ -21,30 +21,34 @@ def run(stacks: list[Tensor], activations: list[str], x: Tensor, gates: Tensor) 
     from moe_runtime.onnx._lower import Contents, mixture_model  # noqa: PLC0415
     from moe_runtime.onnx._verify import open_session  # noqa: PLC0415
 
-    contents = Contents([stack.numpy() for stack in stacks], activations, gates.shape[0])
+    weights, biases = ([stack.numpy() for stack in stacks[part::2]] for part in (0, 1))
+    out_features = biases[-1].shape[1] // (2 if activations[-1] in GATED else 1)
+    contents = Contents(weights, biases, activations, gates.shape[0], out_features)
     model = ir.to_proto(mixture_model(contents, opset=OPSET)).SerializeToString()
     feeds = {"x": x.float().numpy(), "gates": gates.float().numpy()}
     return open_session(model).run(None, feeds)[0]
 
 
-def draw_stacks(num_experts: int, widths: tuple[int, ...]) -> list[Tensor]:
+def draw_stacks(num_experts: int, widths: tuple[int, ...], *, gated: bool = False) -> list[Tensor]:
+    features = 2 if gated else 1
     return [
         stack
         for inputs, outputs in pairwise(widths)
         for stack in (
-            torch.randn(num_experts, outputs, inputs) / inputs**0.5,
-            torch.randn(num_experts, outputs),
+            torch.randn(num_experts, features * outputs, inputs) / inputs**0.5,
+            torch.randn(num_experts, features * outputs),
         )
     ]
 
 
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, *GATED])
 @pytest.mark.parametrize("widths", [(6, 4), (6, 9, 4), (6, 9, 5, 4)], ids=["one", "two", "three"])
 @pytest.mark.parametrize("num_gates", [1, 2])
 def test_equals_the_oracle_for_every_activation_and_depth(
     activation: str, widths: tuple[int, ...], num_gates: int
 ) -> None:
-    stacks, activations = draw_stacks(5, widths), [activation] * (len(widths) - 1)
+    stacks = draw_stacks(5, widths, gated=activation in GATED)
+    activations = [activation] * (len(widths) - 1)
     for num_rows in (0, 1, 7, 33):
         x, gates = torch.randn(num_rows, 6), draw_gates(num_gates, num_rows, 5)
         wide = [stack.double() for stack in stacks]

@@ -11,7 +11,7 @@ from moe_runtime._plan import Plan, gate_weights, make_plan
 
 def pairs_of(plan: Plan) -> list[tuple[int, int]]:
     """(expert, row) of each pair, in the order of the plan."""
-    return list(zip(plan.expert_P.tolist(), plan.row_P.tolist(), strict=True))
+    return list(zip(*(each.tolist() for each in plan.expert_and_row_P), strict=True))
 
 
 def draw(num_gates: int, num_rows: int, num_experts: int, share: float) -> Tensor:
@@ -45,6 +45,8 @@ def test_lists_the_union_of_the_gates_pairs_by_expert_and_by_row(
     assert by_row == sorted(expected, key=lambda pair: pair[::-1])
     starts = [sum(r < row for _, r in expected) for row in range(num_rows)]
     assert plan.row_start_T.tolist() == starts
+    assert plan.pairs == sorted(pair[::-1] for pair in expected)
+    assert plan.num_used == len({expert for expert, _ in expected})
 
 
 def test_a_negative_weight_is_a_pair_and_a_negative_zero_is_none() -> None:
@@ -69,12 +71,11 @@ def test_gate_weights_are_those_of_the_pairs_and_pass_their_gradient_back(layout
         "expanded": draw(1, 7, 5, 0.4).expand(2, 7, 5),
     }[layout].requires_grad_()
     plan = make_plan(weights_GTE)
+    expert_P, row_P = plan.expert_and_row_P
     weights_GP = gate_weights(weights_GTE, plan)
-    torch.testing.assert_close(
-        weights_GP, weights_GTE[:, plan.row_P, plan.expert_P], rtol=0, atol=0
-    )
+    torch.testing.assert_close(weights_GP, weights_GTE[:, row_P, expert_P], rtol=0, atol=0)
     grad_GP = torch.randn(weights_GP.shape)
     (grad,) = torch.autograd.grad(weights_GP, weights_GTE, grad_GP)
     expected = torch.zeros(2, 7, 5)
-    expected[:, plan.row_P, plan.expert_P] = grad_GP
+    expected[:, row_P, expert_P] = grad_GP
     torch.testing.assert_close(grad, expected, rtol=0, atol=0)

@@ -9,8 +9,10 @@ from moe_runtime._checkpoint import (
     load_tensors,
     save_checkpoint,
 )
+from moe_runtime._choice import Explanation
 from moe_runtime._experts import Experts
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
+from moe_runtime._module_experts import ModuleExperts
 from moe_runtime._router import Router, Routing, hard_routing
 from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
 from moe_runtime._search import search_permutation
@@ -24,9 +26,11 @@ __all__ = [
     "CometRouter",
     "DSelectKRouter",
     "Experts",
+    "Explanation",
     "HashRouter",
     "MixtureOfExperts",
     "MixtureOutput",
+    "ModuleExperts",
     "MultiGateMixtureOfExperts",
     "Router",
     "Routing",

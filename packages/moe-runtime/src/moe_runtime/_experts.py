@@ -4,55 +4,48 @@ Axes: T rows, D input features, O output features, E experts, P (row, expert) pa
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from moe_runtime._checks import check_positive, check_type
-from moe_runtime._grouped import grouped_linear
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "identity": lambda x: x,
-    "relu": torch.relu,
-    "silu": F.silu,
-}
-
-
-def check_activation(name: str, value: str) -> None:
-    """Refuse an activation that the experts and their export do not know."""
-    if value not in ACTIVATIONS:
-        msg = f"`{name}` must be one of {sorted(ACTIVATIONS)}, got {value!r}."
-        raise ValueError(msg)
+from moe_runtime._activations import ACTIVATIONS, check_activation
+from moe_runtime._checks import check_number, check_positive, check_type
+from moe_runtime._expert_set import ExpertSet
+from moe_runtime._layers import Step, run_layers
+from moe_runtime._products import linear
 
 
 class StackedLinear(nn.Module):
     """`num_experts` linear maps of the same size, initialised as `torch.nn.Linear` is."""
 
-    def __init__(self, num_experts: int, in_features: int, out_features: int) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, num_experts: int, in_features: int, out_features: int, *, bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(num_experts, out_features))
+        self.bias = nn.Parameter(torch.empty(num_experts, out_features)) if bias else None
         bound = 1 / math.sqrt(in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:
-        """Map block e of the sorted rows with expert e: (P, D) to (P, O)."""
-        device = x_PD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return grouped_linear(x_PD.to(dtype), self.weight.to(dtype), self.bias.to(dtype), counts_E)
+    def one(self, expert: int, x_TD: Tensor) -> Tensor:
+        """Map every row with one expert: (T, D) to (T, O)."""
+        bias = None if self.bias is None else self.bias[expert]
+        return linear(x_TD, self.weight[expert], bias)
 
     def every(self, x: Tensor) -> Tensor:
         """Map every row with every expert: (T, D) or (E, T, D) to (E, T, O)."""
         x_ETD = x.expand(self.weight.shape[0], *x.shape[-2:])
+        if self.bias is None:
+            return torch.bmm(x_ETD, self.weight.mT)
         return torch.baddbmm(self.bias[:, None, :], x_ETD, self.weight.mT)
 
 
-class Experts(nn.Module):
+class Experts(ExpertSet):
     """A stack of feed-forward experts of the same size.
 
     Parameters
@@ -63,9 +56,24 @@ class Experts(nn.Module):
         Features at the input, of each hidden layer, and at the output: ``(D, O)`` is one
         dense layer, ``(D, H, O)`` has one hidden layer.
     activation
-        Between layers: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or ``"identity"``.
+        Between layers: ``"relu"``, ``"gelu"`` (exact), ``"silu"``, ``"identity"``, or one
+        that is gated: ``"swiglu"``, ``"geglu"``, ``"reglu"``. A layer before a gated one has
+        2 H features: the first H are the gate, which is activated, the others what it multiplies.
     output_activation
         After the last layer, from the same list.
+    bias
+        Whether linear maps have one.
+    dropout
+        Probability, in training mode, of zeroing a feature after a hidden layer.
+
+    Examples
+    --------
+    The experts of Mixtral:
+
+    >>> import moe_runtime
+    >>> experts = moe_runtime.Experts(8, (16, 56, 16), activation="swiglu", bias=False)
+    >>> [tuple(parameter.shape) for parameter in experts.parameters()]
+    [(8, 112, 16), (8, 16, 56)]
     """
 
     def __init__(
@@ -75,6 +83,8 @@ class Experts(nn.Module):
         *,
         activation: str = "relu",
         output_activation: str = "identity",
+        bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_positive("num_experts", num_experts)
@@ -86,32 +96,78 @@ class Experts(nn.Module):
             check_positive("widths", width)
         check_activation("activation", activation)
         check_activation("output_activation", output_activation)
+        check_type("bias", bias, bool, "a bool")
+        check_number("dropout", dropout)
+        if not 0 <= dropout < 1:
+            msg = f"`dropout` must be in [0, 1), got {dropout!r}."
+            raise ValueError(msg)
         self.num_experts = num_experts
-        self.activations = (activation,) * (len(widths) - 2) + (output_activation,)
-        self.layers = nn.ModuleList(
-            StackedLinear(num_experts, first, second) for first, second in pairwise(widths)
-        )
         self.in_features, self.out_features = widths[0], widths[-1]
+        self.activations = (activation,) * (len(widths) - 2) + (output_activation,)
+        self.has_bias = bias
+        self.dropout = dropout
+        self.layers = nn.ModuleList(
+            StackedLinear(
+                num_experts, first, second * (2 if ACTIVATIONS[name].gated else 1), bias=bias
+            )
+            for (first, second), name in zip(pairwise(widths), self.activations, strict=True)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters, and of the input wherever autocast does not choose."""
         return next(self.parameters()).dtype
 
+    @property
+    def layer_sizes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each linear map of an expert."""
+        return [(stack.weight.shape[2], stack.weight.shape[1]) for stack in self._stacks()]
+
     def forward(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:
         """Run the pairs of a plan, sorted by expert: (P, D) to (P, O)."""
-        for layer, name in zip(self.layers, self.activations, strict=True):
-            x_PD = ACTIVATIONS[name](layer(x_PD, counts_E))
-        return x_PD
+        if not torch.is_grad_enabled():
+            return self._forward_by_expert(x_PD, counts_E)
+        device = x_PD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        stacks = [
+            (stack.weight.to(dtype), None if stack.bias is None else stack.bias.to(dtype))
+            for stack in self._stacks()
+        ]
+        return run_layers(x_PD.to(dtype), counts_E, self._steps(), stacks)
+
+    def _forward_by_expert(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:
+        """Run one expert after the other: what is between two layers then stays in the cache."""
+        blocks = enumerate(torch.split(x_PD, counts_E))
+        outputs = [self.one(expert, block) for expert, block in blocks if block.shape[0]]
+        return torch.cat(outputs) if outputs else self.one(0, x_PD)
+
+    def one(self, expert: int, x_TD: Tensor) -> Tensor:
+        """Run one expert on every row: (T, D) to (T, O)."""
+        for stack, step in zip(self._stacks(), self._steps(), strict=True):
+            x_TD = step(stack.one(expert, x_TD))
+        return x_TD
 
     def every(self, x_TD: Tensor) -> Tensor:
         """Run every expert on every row: (T, D) to (E, T, O)."""
         x = x_TD
-        for layer, name in zip(self.layers, self.activations, strict=True):
-            assert isinstance(layer, StackedLinear)
-            x = ACTIVATIONS[name](layer.every(x))
+        for stack, step in zip(self._stacks(), self._steps(), strict=True):
+            x = step(stack.every(x))
         return x
+
+    def _stacks(self) -> Iterator[StackedLinear]:
+        for layer in self.layers:
+            assert isinstance(layer, StackedLinear)
+            yield layer
+
+    def _steps(self) -> list[Step]:
+        hidden = self.dropout if self.training else 0.0
+        dropouts = [hidden] * (len(self.activations) - 1) + [0.0]
+        return [
+            Step(ACTIVATIONS[name], dropout)
+            for name, dropout in zip(self.activations, dropouts, strict=True)
+        ]
 
     def extra_repr(self) -> str:
         """Say what the layers' shapes do not."""
-        return f"activations={self.activations}"
+        dropout = f", dropout={self.dropout}" if self.dropout else ""
+        return f"activations={self.activations}{dropout}"

@@ -9,16 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moe_runtime._checks import check_dtype, check_finite, check_last_axis, check_tensor, check_type
+from moe_runtime._checks import (
+    check_dtype,
+    check_finite,
+    check_last_axis,
+    check_non_negative,
+    check_tensor,
+    check_type,
+)
+from moe_runtime._choice import Explanation, explain
+from moe_runtime._expert_set import ExpertSet
 from moe_runtime._experts import Experts
-from moe_runtime._grouped import combine, gather_rows
-from moe_runtime._plan import gate_weights, make_plan
+from moe_runtime._kernels import KERNELS, run_dense
+from moe_runtime._plan import make_plan
 from moe_runtime._router import Router, Routing
 
-KERNELS = ("auto", "dense", "sorted")
-# Above this share of active (row, expert) pairs, one batched product over all of them beats
-# sorting: the sorted form reaches about 70 % of the batched one's arithmetic rate.
-DENSE_SHARE = 0.7
 # Operator that stands for one mixture while a model is exported; `moe_runtime.onnx` lowers it.
 ONNX_OPERATOR = "moe_runtime::Mixture"
 
@@ -42,10 +47,15 @@ class MultiGateMixtureOfExperts(nn.Module):
     routers
         One router a task, over the same number of experts.
     experts
-        The experts.
+        The experts: `Experts`, or modules of one's own as `ModuleExperts`.
     kernel
-        ``"sorted"`` computes the selected pairs, ``"dense"`` every pair, ``"auto"`` chooses
-        dense where most pairs are selected anyway. The answer is the same up to rounding.
+        How experts are run; the answer is the same up to rounding. ``"auto"`` takes what should
+        be fastest, and `explain` says what that is. ``"sorted"`` copies the rows of each expert
+        to a block, ``"gathered"`` goes from pair to pair, ``"dense"`` computes every pair, and
+        ``"loop"`` is the plain definition to compare with.
+    threshold
+        Weights whose size is at most this count as 0, and are 0 in the answer. They are not made
+        up for: a row's other weights stay as they are.
 
     Examples
     --------
@@ -58,11 +68,16 @@ class MultiGateMixtureOfExperts(nn.Module):
     """
 
     def __init__(
-        self, routers: Sequence[Router], experts: Experts, *, kernel: str = "auto"
+        self,
+        routers: Sequence[Router],
+        experts: ExpertSet,
+        *,
+        kernel: str = "auto",
+        threshold: float = 0.0,
     ) -> None:
         super().__init__()
         check_type("routers", routers, (Sequence, nn.ModuleList), "a sequence of Routers")
-        check_type("experts", experts, Experts, "an Experts")
+        check_type("experts", experts, ExpertSet, "an Experts or ModuleExperts")
         if not routers:
             msg = "`routers` must hold at least one router, got none."
             raise ValueError(msg)
@@ -74,12 +89,12 @@ class MultiGateMixtureOfExperts(nn.Module):
                     f"got one over {router.num_experts}."
                 )
                 raise ValueError(msg)
-        if kernel not in KERNELS:
-            msg = f"`kernel` must be one of {list(KERNELS)}, got {kernel!r}."
-            raise ValueError(msg)
+        check_kernel(kernel)
+        check_non_negative("threshold", threshold)
         self.routers = nn.ModuleList(routers)
         self.experts = experts
         self.kernel = kernel
+        self.threshold = threshold
 
     def route(self, x: Tensor, router_input: Tensor | None = None) -> list[Routing]:
         """Route rows through every gate, without running an expert."""
@@ -98,7 +113,9 @@ class MultiGateMixtureOfExperts(nn.Module):
                 router.check_shared_input(x)
         return given
 
-    def forward(self, x: Tensor, router_input: Tensor | None = None) -> MixtureOutput:
+    def forward(
+        self, x: Tensor, router_input: Tensor | None = None, mask: Tensor | None = None
+    ) -> MixtureOutput:
         """Mix the experts' outputs for each gate.
 
         Parameters
@@ -107,6 +124,9 @@ class MultiGateMixtureOfExperts(nn.Module):
             Experts' input, shape (..., D).
         router_input
             Routers' input where it differs: features (..., R), or ids (...) for Hash.
+        mask
+            False for rows that are padding, shape (...), bool. They are taken out first: they
+            cost nothing, count nowhere (the penalty neither), and are 0 in the answer.
 
         Returns
         -------
@@ -116,6 +136,34 @@ class MultiGateMixtureOfExperts(nn.Module):
         check_tensor("x", x)
         check_last_axis("x", x, self.experts.in_features)
         check_dtype("x", x, self.experts.dtype)
+        if mask is not None:
+            kept = MultiGateMixtureOfExperts.forward(self, *_take(mask, x, router_input))
+            return MixtureOutput(
+                _put_back(mask, kept.output), kept.penalty, _put_back(mask, kept.weights)
+            )
+        weights, penalty = self._weights(x, router_input)
+        x_TD = x.reshape(-1, x.shape[-1])
+        weights_GTE = weights.reshape(len(self.routers), -1, self.experts.num_experts)
+        output_GTO = run_experts(self.experts, x_TD, weights_GTE, self.kernel)
+        shape = (len(self.routers), *x.shape[:-1], self.experts.out_features)
+        return MixtureOutput(output_GTO.reshape(shape), penalty, weights)
+
+    @torch.no_grad()
+    def explain(
+        self, x: Tensor, router_input: Tensor | None = None, mask: Tensor | None = None
+    ) -> Explanation:
+        """Say which kernel would run for this input, and why, without running an expert.
+
+        Takes what ``forward`` takes. In training mode the choice is that of a training step.
+        """
+        if mask is not None:
+            x, router_input = _take(mask, x, router_input)
+        weights, _ = self._weights(x, router_input)
+        plan = make_plan(weights.reshape(len(self.routers), -1, self.experts.num_experts))
+        return explain(self.experts, plan, x.device, self.kernel, training=self.training)
+
+    def _weights(self, x: Tensor, router_input: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weights (G, ..., E) of all gates without those that the threshold drops, and penalty."""
         if router_input is not None:
             check_finite("x", x)
         routings = self.route(x, router_input)
@@ -126,15 +174,13 @@ class MultiGateMixtureOfExperts(nn.Module):
                 f"got {tuple(weights.shape[1:-1])}."
             )
             raise ValueError(msg)
-        weights_GTE = weights.flatten(1, -2) if x.ndim > 1 else weights[:, None]
-        output_GTO = run_experts(self.experts, x.reshape(-1, x.shape[-1]), weights_GTE, self.kernel)
-        penalty = torch.stack([routing.penalty for routing in routings]).sum()
-        shape = (len(self.routers), *x.shape[:-1], self.experts.out_features)
-        return MixtureOutput(output_GTO.reshape(shape), penalty, weights)
+        if self.threshold:
+            weights = torch.where(weights.abs() > self.threshold, weights, 0)
+        return weights, torch.stack([routing.penalty for routing in routings]).sum()
 
     def extra_repr(self) -> str:
         """Say what the submodules do not."""
-        return f"kernel={self.kernel!r}"
+        return f"kernel={self.kernel!r}, threshold={self.threshold}"
 
 
 class MixtureOfExperts(MultiGateMixtureOfExperts):
@@ -146,7 +192,7 @@ class MixtureOfExperts(MultiGateMixtureOfExperts):
         The router.
     experts
         The experts.
-    kernel
+    kernel, threshold
         As in `MultiGateMixtureOfExperts`.
 
     Examples
@@ -158,38 +204,79 @@ class MixtureOfExperts(MultiGateMixtureOfExperts):
     torch.Size([3, 5, 4])
     """
 
-    def __init__(self, router: Router, experts: Experts, *, kernel: str = "auto") -> None:
+    def __init__(
+        self,
+        router: Router,
+        experts: ExpertSet,
+        *,
+        kernel: str = "auto",
+        threshold: float = 0.0,
+    ) -> None:
         check_type("router", router, Router, "a Router")
-        super().__init__([router], experts, kernel=kernel)
+        super().__init__([router], experts, kernel=kernel, threshold=threshold)
 
-    def forward(self, x: Tensor, router_input: Tensor | None = None) -> MixtureOutput:
+    def forward(
+        self, x: Tensor, router_input: Tensor | None = None, mask: Tensor | None = None
+    ) -> MixtureOutput:
         """Mix the experts' outputs: output (..., O), penalty, and weights (..., E)."""
-        output, penalty, weights = super().forward(x, router_input)
+        output, penalty, weights = super().forward(x, router_input, mask)
         return MixtureOutput(output[0], penalty, weights[0])
 
 
-def run_experts(experts: Experts, x_TD: Tensor, weights_GTE: Tensor, kernel: str) -> Tensor:
+def check_kernel(kernel: str) -> None:
+    """Refuse a kernel that does not exist."""
+    names = ["auto", *KERNELS]
+    if kernel not in names:
+        msg = f"`kernel` must be one of {names}, got {kernel!r}."
+        raise ValueError(msg)
+
+
+def _take(mask: Tensor, x: Tensor, router_input: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rows that are not padding, (T, D), and what their routers read."""
+    check_tensor("mask", mask)
+    if mask.dtype is not torch.bool or mask.shape != x.shape[:-1]:
+        msg = (
+            f"`mask` must be bool with the leading shape of `x`, {tuple(x.shape[:-1])}, "
+            f"got {mask.dtype} with {tuple(mask.shape)}."
+        )
+        raise ValueError(msg)
+    if router_input is None:
+        return x[mask], None
+    check_tensor("router_input", router_input)
+    if router_input.shape[: mask.ndim] != mask.shape:
+        msg = (
+            f"`router_input` must have the leading shape of `x`, {tuple(x.shape[:-1])}, "
+            f"got shape {tuple(router_input.shape)}."
+        )
+        raise ValueError(msg)
+    return x[mask], router_input[mask]
+
+
+def _put_back(mask: Tensor, rows_GTO: Tensor) -> Tensor:
+    """Rows where they were, and zeros for the padding: (G, T, O) to (G, ..., O)."""
+    whole = rows_GTO.new_zeros(rows_GTO.shape[0], *mask.shape, rows_GTO.shape[-1])
+    whole[:, mask] = rows_GTO
+    return whole
+
+
+def run_experts(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: str) -> Tensor:
     """Run the experts that have a weight and add up their outputs, shape (G, T, O)."""
     if torch.onnx.is_in_onnx_export():
+        assert isinstance(experts, Experts)
         return _onnx_node(experts, x_TD, weights_GTE)
     if kernel == "dense":
-        return _run_dense(experts, x_TD, weights_GTE)
+        return run_dense(experts, x_TD, weights_GTE)
+    planned: Tensor = _run_planned(experts, x_TD, weights_GTE, kernel)
+    return planned
+
+
+# The number of pairs is data: a compiler would break the graph many times in here.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _run_planned(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: str) -> Tensor:
     plan = make_plan(weights_GTE)
-    num_all = plan.num_rows * experts.num_experts
-    if kernel == "auto" and plan.num_pairs > DENSE_SHARE * num_all:
-        return _run_dense(experts, x_TD, weights_GTE)
-    y_PO = experts(gather_rows(x_TD, plan), plan.counts_E)
-    weights_GP = gate_weights(weights_GTE, plan)
-    dtype = torch.promote_types(y_PO.dtype, weights_GP.dtype)
-    return combine(y_PO.to(dtype), weights_GP.to(dtype), plan).to(y_PO.dtype)
-
-
-def _run_dense(experts: Experts, x_TD: Tensor, weights_GTE: Tensor) -> Tensor:
-    y_ETO = experts.every(x_TD)
-    dtype = torch.promote_types(y_ETO.dtype, weights_GTE.dtype)
-    with torch.autocast(x_TD.device.type, enabled=False):
-        output = torch.einsum("gte,eto->gto", weights_GTE.to(dtype), y_ETO.to(dtype))
-    return output.to(y_ETO.dtype)
+    if kernel == "auto":
+        kernel = explain(experts, plan, x_TD.device, training=torch.is_grad_enabled()).kernel
+    return KERNELS[kernel](experts, x_TD, weights_GTE, plan)
 
 
 def _onnx_node(experts: Experts, x_TD: Tensor, weights_GTE: Tensor) -> Tensor:
@@ -197,7 +284,7 @@ def _onnx_node(experts: Experts, x_TD: Tensor, weights_GTE: Tensor) -> Tensor:
     return torch.onnx.ops.symbolic(
         ONNX_OPERATOR,
         (x_TD, weights_GTE, *stacks),
-        attrs={"activations": list(experts.activations)},
+        attrs={"activations": list(experts.activations), "bias": int(experts.has_bias)},
         dtype=x_TD.dtype,
         shape=(weights_GTE.shape[0], x_TD.shape[0], experts.out_features),
         version=1,

@@ -3,57 +3,88 @@
 Axes: T rows, E experts, G gates, P (row, expert) pairs.
 """
 
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 
-class Plan(NamedTuple):
-    """The (row, expert) pairs with a non-zero weight, sorted by expert and then by row."""
+class Plan:
+    """The (row, expert) pairs with a non-zero weight.
 
-    row_P: Tensor  # int64, row of each pair
-    expert_P: Tensor  # int64, expert of each pair
-    counts_E: list[int]  # pairs of each expert
-    by_row_P: Tensor  # int64, the pairs again, sorted by row and then by expert
-    row_start_T: Tensor  # int64, where each row begins in `by_row_P`
+    Made of no more than a mask; a kernel asks for what it needs of the rest. Rows without
+    experts, experts without rows and T = 0 are all fine.
+    """
 
-    @property
-    def num_pairs(self) -> int:
-        """Number of (row, expert) pairs: the experts' whole work."""
-        return self.row_P.shape[0]
+    def __init__(self, mask_TE: Tensor) -> None:
+        self.mask_TE = mask_TE
 
     @property
     def num_rows(self) -> int:
         """Number of rows, those without any expert included."""
-        return self.row_start_T.shape[0]
+        return self.mask_TE.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts, those without any row included."""
+        return self.mask_TE.shape[1]
+
+    @cached_property
+    def counts_E(self) -> list[int]:
+        """Pairs of each expert. Waits for the device; nothing else in a plan does twice."""
+        counts: list[int] = self.mask_TE.sum(0).tolist()
+        return counts
+
+    @cached_property
+    def num_pairs(self) -> int:
+        """Number of (row, expert) pairs: the experts' whole work."""
+        return sum(self.counts_E)
+
+    @cached_property
+    def num_used(self) -> int:
+        """Number of experts that have a row."""
+        return sum(count > 0 for count in self.counts_E)
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Row and expert of each pair, row by row: for a few of them."""
+        return [(row, expert) for row, expert in self.mask_TE.nonzero().tolist()]
+
+    @cached_property
+    def expert_and_row_P(self) -> tuple[Tensor, Tensor]:
+        """Expert and row (int64) of each pair, sorted by expert and then by row."""
+        expert_P, row_P = self.mask_TE.T.nonzero(as_tuple=True)
+        return expert_P, row_P
+
+    @property
+    def row_P(self) -> Tensor:
+        """Row of each pair, sorted by expert and then by row."""
+        return self.expert_and_row_P[1]
+
+    @cached_property
+    def by_row_P(self) -> Tensor:
+        """The sorted pairs again, now by row and then by expert: where each stands (int64)."""
+        # A running count along the sorted order is each pair's position in it; reading it
+        # row by row sorts the pairs by row without a sort.
+        mask_ET = self.mask_TE.T
+        position_ET = mask_ET.reshape(-1).cumsum(0).view(mask_ET.shape) - 1
+        return position_ET.T[self.mask_TE]
+
+    @cached_property
+    def row_start_T(self) -> Tensor:
+        """Where each row begins in `by_row_P`."""
+        per_row_T = self.mask_TE.sum(1)
+        return per_row_T.cumsum(0) - per_row_T
 
 
 def make_plan(weights_GTE: Tensor) -> Plan:
-    """List the pairs that at least one gate gives a non-zero weight.
-
-    A pair that several gates select is listed, and so computed, once. Rows without
-    experts, experts without rows and T = 0 are all fine.
-    """
-    mask_TE = (weights_GTE != 0).any(0)
-    mask_ET = mask_TE.T
-    expert_P, row_P = mask_ET.nonzero(as_tuple=True)
-    # A running count along the sorted order is each pair's position in it; reading it
-    # row by row sorts the pairs by row without a sort.
-    position_ET = mask_ET.reshape(-1).cumsum(0).view(mask_ET.shape) - 1
-    per_row_T = mask_TE.sum(1)
-    return Plan(
-        row_P=row_P,
-        expert_P=expert_P,
-        counts_E=mask_TE.sum(0).tolist(),
-        by_row_P=position_ET.T[mask_TE],
-        row_start_T=per_row_T.cumsum(0) - per_row_T,
-    )
+    """Plan the pairs that at least one gate gives a non-zero weight, each once."""
+    mask_GTE = weights_GTE != 0
+    return Plan(mask_GTE[0] if mask_GTE.shape[0] == 1 else mask_GTE.any(0))
 
 
 def gate_weights(weights_GTE: Tensor, plan: Plan) -> Tensor:
     """Weight of each pair in each gate, shape (G, P); differentiable."""
-    num_gates, num_rows, num_experts = weights_GTE.shape
-    flat = weights_GTE.reshape(num_gates, num_rows * num_experts)
+    expert_P, row_P = plan.expert_and_row_P
     # One index per pair and no repetition: the backward of this gather adds nothing twice.
-    return torch.index_select(flat, 1, plan.row_P * num_experts + plan.expert_P)
+    return torch.index_select(weights_GTE.flatten(1), 1, row_P * plan.num_experts + expert_P)

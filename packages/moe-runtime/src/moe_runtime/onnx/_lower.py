@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 
 DOMAIN, OPERATOR = "moe_runtime", "Mixture"
 _OPERATORS = {"relu": "Relu", "gelu": "Gelu"}
+_GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 
 
 class Contents(NamedTuple):
     """What an opaque mixture node holds."""
 
-    stacks: list[NDArray[Any]]  # weight (E, O, D) and bias (E, O) of each layer in turn
-    activations: list[str]  # after each layer
+    weights: Sequence[NDArray[Any]]  # (E, O, D) of each layer
+    biases: Sequence[NDArray[Any] | None]  # (E, O) of each layer
+    activations: Sequence[str]  # after each layer
     num_gates: int
+    out_features: int
 
 
 @dataclass
@@ -52,10 +55,13 @@ class _Builder:
         name = self.name("constant")
         return self.tape.initializer(ir.tensor(array, name=name), name=name)
 
-    def split(self, x: ir.Value, counts: ir.Value, num_outputs: int) -> Sequence[ir.Value]:
+    def split(
+        self, x: ir.Value, counts: ir.Value, num_outputs: int, *, axis: int
+    ) -> Sequence[ir.Value]:
         name = self.name("Split")
         outputs = [ir.Value(name=f"{name}.{index}") for index in range(num_outputs)]
-        return self.tape.op_multi_out("Split", [x, counts], {"axis": 0}, outputs=outputs, name=name)
+        axes = {"axis": axis}
+        return self.tape.op_multi_out("Split", [x, counts], axes, outputs=outputs, name=name)
 
 
 def mixture_nodes(model: ir.Model) -> list[ir.Node]:
@@ -72,9 +78,13 @@ def read_mixture(node: ir.Node) -> Contents:
         stacks.append(value.const_value.numpy())
     shape = node.outputs[0].shape
     assert shape is not None
-    num_gates = shape[0]
+    num_gates, _, out_features = shape
     assert isinstance(num_gates, int)
-    return Contents(stacks, list(node.attributes["activations"].as_strings()), num_gates)
+    assert isinstance(out_features, int)
+    activations = list(node.attributes["activations"].as_strings())
+    if not node.attributes["bias"].as_int():
+        return Contents(stacks, [None] * len(stacks), activations, num_gates, out_features)
+    return Contents(stacks[::2], stacks[1::2], activations, num_gates, out_features)
 
 
 def lower_mixtures(model: ir.Model) -> None:
@@ -86,14 +96,13 @@ def lower_mixtures(model: ir.Model) -> None:
 
 def mixture_model(contents: Contents, *, opset: int) -> ir.Model:
     """Build a model of one mixture alone, whose gates are an input: to verify the lowering."""
-    num_experts, _, in_features = contents.stacks[0].shape
-    out_features = contents.stacks[-1].shape[1]
+    num_experts, _, in_features = contents.weights[0].shape
     float32 = ir.DataType.FLOAT
     x = ir.val("x", dtype=float32, shape=("batch", in_features))
     gates = ir.val("gates", dtype=float32, shape=(contents.num_gates, "batch", num_experts))
     build = _Builder("mixture")
     y = _mixture(build, x, gates, contents)
-    y.dtype, y.shape = float32, ir.Shape((contents.num_gates, "batch", out_features))
+    y.dtype, y.shape = float32, ir.Shape((contents.num_gates, "batch", contents.out_features))
     graph = ir.Graph(
         inputs=[x, gates],
         outputs=[y],
@@ -136,26 +145,32 @@ def _mixture(build: _Builder, x_TD: ir.Value, gates_GTE: ir.Value, contents: Con
 
 def _run_pairs(build: _Builder, x_TD: ir.Value, mask_TE: ir.Value, contents: Contents) -> ir.Value:
     """Compute all pairs sorted by expert; one row of zeros stands behind them."""
-    stacks = contents.stacks
-    num_experts, out_features = stacks[-1].shape
+    num_experts = contents.weights[0].shape[0]
     mask_ET = build.op("Transpose", mask_TE)
     row_P = build.op("Gather", build.op("NonZero", mask_ET), build.constant(1))
     counts_E = build.op("ReduceSum", mask_ET, build.constant([1]), keepdims=0)
-    blocks = build.split(build.op("Gather", x_TD, row_P), counts_E, num_experts)
-    outputs = []
-    for expert, block in enumerate(blocks):
-        value = block
-        for layer, activation in enumerate(contents.activations):
-            weight = build.initializer(np.ascontiguousarray(stacks[2 * layer][expert]))
-            bias = build.initializer(np.ascontiguousarray(stacks[2 * layer + 1][expert]))
-            value = build.op("Gemm", value, weight, bias, transB=1)
-            value = _activate(build, value, activation)
-        outputs.append(value)
-    zeros = build.initializer(np.zeros((1, out_features), np.float32))
+    rows_PD = build.op("Gather", x_TD, row_P)
+    blocks = build.split(rows_PD, counts_E, num_experts, axis=0)
+    outputs = [_run_expert(build, block, contents, expert) for expert, block in enumerate(blocks)]
+    zeros = build.initializer(np.zeros((1, contents.out_features), np.float32))
     return build.op("Concat", *outputs, zeros, axis=0)
 
 
-def _activate(build: _Builder, value: ir.Value, activation: str) -> ir.Value:
+def _run_expert(build: _Builder, value: ir.Value, contents: Contents, expert: int) -> ir.Value:
+    layers = zip(contents.weights, contents.biases, contents.activations, strict=True)
+    for weight_EOD, bias_EO, activation in layers:
+        constants = [weight_EOD[expert]] + ([] if bias_EO is None else [bias_EO[expert]])
+        inputs = [build.initializer(np.ascontiguousarray(constant)) for constant in constants]
+        value = build.op("Gemm", value, *inputs, transB=1)
+        value = _activate(build, value, activation, weight_EOD.shape[1])
+    return value
+
+
+def _activate(build: _Builder, value: ir.Value, activation: str, num_features: int) -> ir.Value:
+    if activation in _GATED:
+        halves = build.constant([num_features // 2] * 2)
+        gate, other = build.split(value, halves, 2, axis=1)
+        return build.op("Mul", _activate(build, gate, _GATED[activation], 0), other)
     if activation == "identity":
         return value
     if activation == "silu":
@@ -167,7 +182,7 @@ def _combine(
     build: _Builder, y_PO: ir.Value, mask_TE: ir.Value, gates_GTE: ir.Value, contents: Contents
 ) -> ir.Value:
     """Gather each row's outputs and contract them with its weights in each gate."""
-    num_gates, num_experts = contents.num_gates, contents.stacks[0].shape[0]
+    num_gates, num_experts = contents.num_gates, contents.weights[0].shape[0]
     one = build.constant(1)
     flat = build.constant([-1])
     # Position of each pair in the order of `y_PO`: a running count along that order.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_runtime._experts import ACTIVATIONS
+from moe_runtime._activations import ACTIVATIONS
 from moe_runtime.onnx._lower import Contents, mixture_model
 
 # No row, one row, a row for a few experts only, and enough for every expert to have many.
@@ -63,7 +63,7 @@ def verify_mixture(contents: Contents, *, opset: int) -> float:
     model = mixture_model(contents, opset=opset)
     session = open_session(ir.to_proto(model).SerializeToString())
     generator = np.random.default_rng(0)
-    num_experts, _, in_features = contents.stacks[0].shape
+    num_experts, _, in_features = contents.weights[0].shape
     error = 0.0
     for size in BATCH_SIZES:
         x = generator.standard_normal((size, in_features), dtype=np.float32)
@@ -83,12 +83,12 @@ def _mixture(x_TD: NDArray[Any], gates_GTE: NDArray[Any], contents: Contents) ->
     outputs = []
     for expert in range(gates_GTE.shape[-1]):
         value = torch.from_numpy(x_TD).double()
-        for layer, activation in enumerate(contents.activations):
-            weight, bias = (
-                torch.from_numpy(stack[expert])
-                for stack in contents.stacks[2 * layer : 2 * layer + 2]
-            )
-            value = ACTIVATIONS[activation](value @ weight.double().T + bias.double())
+        layers = zip(contents.weights, contents.biases, contents.activations, strict=True)
+        for weight, bias, activation in layers:
+            value = value @ torch.from_numpy(weight[expert]).double().T
+            if bias is not None:
+                value = value + torch.from_numpy(bias[expert]).double()
+            value = ACTIVATIONS[activation](value)
         outputs.append(value.numpy())
     mixed: NDArray[Any] = np.einsum("gte,eto->gto", gates_GTE, np.stack(outputs))
     return mixed

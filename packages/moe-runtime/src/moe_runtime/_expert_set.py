@@ -1,0 +1,45 @@
+"""What every kernel asks of experts, whatever they are made of.
+
+Axes: T rows, D input features, O output features, E experts, P (row, expert) pairs.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class ExpertSet(nn.Module, ABC):
+    """Experts that all map D features to O features.
+
+    Attributes
+    ----------
+    num_experts, in_features, out_features : int
+        E, D and O.
+    """
+
+    num_experts: int
+    in_features: int
+    out_features: int
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the input, wherever autocast does not choose."""
+
+    @property
+    @abstractmethod
+    def layer_sizes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each linear map of an expert: what a cost model counts with."""
+
+    @abstractmethod
+    def forward(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:
+        """Run the pairs of a plan, sorted by expert: (P, D) to (P, O)."""
+
+    @abstractmethod
+    def one(self, expert: int, x_TD: Tensor) -> Tensor:
+        """Run one expert on every row: (T, D) to (T, O)."""
+
+    def every(self, x_TD: Tensor) -> Tensor:
+        """Run every expert on every row: (T, D) to (E, T, O)."""
+        return torch.stack([self.one(expert, x_TD) for expert in range(self.num_experts)])

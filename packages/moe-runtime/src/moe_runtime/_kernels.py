@@ -1,0 +1,88 @@
+"""Ways to run the experts of a plan, with one contract: output (G, T, O), every gradient.
+
+Axes: T rows, D input features, O output features, E experts, G gates, P (row, expert) pairs,
+R rows of one expert.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moe_runtime._expert_set import ExpertSet
+from moe_runtime._plan import Plan, gate_weights
+from moe_runtime._rows import combine, gather_rows
+
+Kernel = Callable[[ExpertSet, Tensor, Tensor, Plan], Tensor]
+# Where no gradient is wanted, the dense form takes so many rows at a time that what all experts
+# make of them stays within this number of elements: 16 MB in float32.
+DENSE_ELEMENTS = 4_000_000
+
+
+def run_loop(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, plan: Plan) -> Tensor:
+    """Follow the definition, expert by expert, with autograd's own gradients: to compare with."""
+    num_gates, num_rows, num_experts = weights_GTE.shape
+    total_GTO, dtype = None, x_TD.dtype
+    for expert in range(num_experts):
+        row_R = plan.mask_TE[:, expert].nonzero()[:, 0]
+        y_RO = experts.one(expert, x_TD[row_R])
+        weights_GR, wide_RO, dtype = _wide(weights_GTE[:, row_R, expert], y_RO)
+        if total_GTO is None:
+            total_GTO = wide_RO.new_zeros(num_gates, num_rows, experts.out_features)
+        total_GTO = total_GTO.index_add(1, row_R, weights_GR[..., None] * wide_RO)
+    assert total_GTO is not None
+    return total_GTO.to(dtype)
+
+
+def run_sorted(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, plan: Plan) -> Tensor:
+    """Copy the rows sorted by expert, give each expert its block, and add up by row."""
+    y_PO = experts(gather_rows(x_TD, plan), plan.counts_E)
+    weights_GP, wide_PO, dtype = _wide(gate_weights(weights_GTE, plan), y_PO)
+    return combine(wide_PO, weights_GP, plan).to(dtype)
+
+
+def run_gathered(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, plan: Plan) -> Tensor:
+    """Go from row to row and from expert to expert: for a few pairs, the least to prepare."""
+    selected: list[list[int]] = [[] for _ in range(plan.num_rows)]
+    for row, expert in plan.pairs:
+        selected[row].append(expert)
+    outputs = []
+    for row, chosen in enumerate(selected):
+        x_1D = x_TD[row : row + 1]
+        blocks = [experts.one(expert, x_1D) for expert in chosen]
+        y_PO = torch.cat(blocks) if blocks else experts.one(0, x_1D[:0])
+        weights_GP, wide_PO, dtype = _wide(weights_GTE[:, row, chosen], y_PO)
+        outputs.append((weights_GP[..., None] * wide_PO).sum(1).to(dtype))
+    return torch.stack(outputs, 1) if outputs else run_dense(experts, x_TD, weights_GTE)
+
+
+def run_dense(
+    experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, _plan: Plan | None = None
+) -> Tensor:
+    """Run every expert on every row, as a few large products."""
+    if torch.is_grad_enabled():
+        return _dense(experts, x_TD, weights_GTE)
+    largest = experts.num_experts * max(max(sizes) for sizes in experts.layer_sizes)
+    num_rows = max(1, DENSE_ELEMENTS // largest)
+    chunks = zip(torch.split(x_TD, num_rows), torch.split(weights_GTE, num_rows, 1), strict=True)
+    return torch.cat([_dense(experts, x_RD, weights_GRE) for x_RD, weights_GRE in chunks], 1)
+
+
+def _dense(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor) -> Tensor:
+    weights_GTE, y_ETO, dtype = _wide(weights_GTE, experts.every(x_TD))
+    with torch.autocast(x_TD.device.type, enabled=False):
+        return torch.einsum("gte,eto->gto", weights_GTE, y_ETO).to(dtype)
+
+
+def _wide(weights: Tensor, y: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Bring weights and outputs to a common dtype, and say which one the outputs had."""
+    dtype = torch.promote_types(weights.dtype, y.dtype)
+    return weights.to(dtype), y.to(dtype), y.dtype
+
+
+KERNELS: dict[str, Kernel] = {
+    "dense": run_dense,
+    "gathered": run_gathered,
+    "loop": run_loop,
+    "sorted": run_sorted,
+}

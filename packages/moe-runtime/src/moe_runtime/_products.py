@@ -1,0 +1,61 @@
+"""Matrix products, without gradients, by the fastest library that PyTorch brings.
+
+PyTorch (2.13) sends float32 products on x86 to MKL, which on AMD processors reaches less than
+half of the rate of oneDNN: 106 against 222 GFLOP/s for 256 rows through 768x384 on one core of
+a Zen 5. oneDNN is in the same wheel, but costs 12 us a call, so that small products stay with MKL.
+
+Axes: T rows, D input features, O output features.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+# Multiplications, and rows, from which on oneDNN is ahead (bench/kernels.py).
+ONEDNN_MULTIPLICATIONS = 1_200_000
+ONEDNN_ROWS = 2
+# The same for the gradient of a weight, whose result has to be copied to its place.
+ONEDNN_ROWS_OF_GRADIENT = 16
+
+
+def _onednn_linear() -> Callable[..., Tensor] | None:
+    """Find the operator that torch.compile itself uses for linear maps on the CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    found: Callable[..., Tensor] | None = operator and operator.default
+    return found
+
+
+_ONEDNN_LINEAR = _onednn_linear()
+
+
+def linear(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """Map rows as `torch.nn.functional.linear` does."""
+    if _suits_onednn(x_TD, weight_OD.shape[0], ONEDNN_ROWS):
+        assert _ONEDNN_LINEAR is not None
+        return _ONEDNN_LINEAR(x_TD, weight_OD, bias_O, "none", [], "")
+    return F.linear(x_TD, weight_OD, bias_O)
+
+
+def weight_gradient(grad_TO: Tensor, x_TD: Tensor, out_OD: Tensor) -> None:
+    """Write the gradient of a linear map's weight, the sum over rows of outer products."""
+    if _suits_onednn(x_TD, grad_TO.shape[1], ONEDNN_ROWS_OF_GRADIENT):
+        assert _ONEDNN_LINEAR is not None
+        out_OD.copy_(_ONEDNN_LINEAR(grad_TO.T, x_TD.T, None, "none", [], ""))
+    else:
+        torch.mm(grad_TO.T, x_TD, out=out_OD)
+
+
+def _suits_onednn(x_TD: Tensor, out_features: int, min_rows: int) -> bool:
+    num_rows, in_features = x_TD.shape
+    return (
+        num_rows * in_features * out_features >= ONEDNN_MULTIPLICATIONS
+        and num_rows >= min_rows
+        and x_TD.dtype is torch.float32
+        and x_TD.device.type == "cpu"
+        and _ONEDNN_LINEAR is not None
+        and not torch.is_grad_enabled()
+    )
