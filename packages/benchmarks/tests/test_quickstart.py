@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,8 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whatever was started in the background of a shell has Ctrl-C ignored, and hands that on.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     checkpoint = tmp_path / "runs" / "hash-seed0" / "checkpoint.safetensors"
     deadline = time.monotonic() + 120
