@@ -42,10 +42,9 @@ def drop_expert(monkeypatch: pytest.MonkeyPatch, expert: int) -> None:
     lower = _lower._mixture
 
     def wrong(build: Any, x: Any, gates: Any, contents: Any) -> Any:
-        stacks = [stack.copy() for stack in contents.stacks]
-        for stack in stacks[-2:]:
-            stack[expert] = 0
-        return lower(build, x, gates, contents._replace(stacks=stacks))
+        weights, biases = ([stack.copy() for stack in stacks] for stacks in contents[:2])
+        weights[-1][expert] = biases[-1][expert] = 0
+        return lower(build, x, gates, contents._replace(weights=weights, biases=biases))
 
     monkeypatch.setattr(_lower, "_mixture", wrong)
 

@@ -71,18 +71,26 @@ def explain(
     *,
     training: bool,
 ) -> Explanation:
-    """Choose between the kernels, or take the one that is asked for."""
+    """Explain what `choose` takes, or that a kernel is asked for."""
     times = _times(experts, plan, training=training) if device.type == "cpu" else {}
     if kernel != "auto":
-        chosen, reason = kernel, "asked for"
+        reason = "asked for"
     elif times:
-        chosen = min(times, key=times.__getitem__)
         reason = f"should be fastest on the CPU for {'training' if training else 'inference'}"
     else:
         share = plan.num_pairs / max(1, plan.num_rows * plan.num_experts)
-        chosen = "dense" if share > DENSE_SHARE else "sorted"
         reason = f"{share:.0%} of the pairs are active; no times are known on {device.type}"
-    return Explanation(chosen, reason, plan.num_rows, plan.num_experts, plan.num_pairs, times)
+    if kernel == "auto":
+        kernel = choose(experts, plan, device, training=training)
+    return Explanation(kernel, reason, plan.num_rows, plan.num_experts, plan.num_pairs, times)
+
+
+def choose(experts: ExpertSet, plan: Plan, device: torch.device, *, training: bool) -> str:
+    """Name the kernel that should take least time."""
+    if device.type == "cpu":
+        times = _times(experts, plan, training=training)
+        return min(times, key=times.__getitem__)
+    return "dense" if plan.num_pairs > DENSE_SHARE * plan.num_rows * plan.num_experts else "sorted"
 
 
 def _times(experts: ExpertSet, plan: Plan, *, training: bool) -> dict[str, float]:

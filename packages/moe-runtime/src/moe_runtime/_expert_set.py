@@ -16,21 +16,19 @@ class ExpertSet(nn.Module, ABC):
     ----------
     num_experts, in_features, out_features : int
         E, D and O.
+    layer_sizes : list of (int, int)
+        Inputs and outputs of each linear map of an expert: what a cost model counts with.
     """
 
     num_experts: int
     in_features: int
     out_features: int
+    layer_sizes: list[tuple[int, int]]
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """Of the input, wherever autocast does not choose."""
-
-    @property
-    @abstractmethod
-    def layer_sizes(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each linear map of an expert: what a cost model counts with."""
 
     @abstractmethod
     def forward(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:

@@ -106,22 +106,18 @@ class Experts(ExpertSet):
         self.activations = (activation,) * (len(widths) - 2) + (output_activation,)
         self.has_bias = bias
         self.dropout = dropout
-        self.layers = nn.ModuleList(
-            StackedLinear(
-                num_experts, first, second * (2 if ACTIVATIONS[name].gated else 1), bias=bias
-            )
+        self.layer_sizes = [
+            (first, second * (2 if ACTIVATIONS[name].gated else 1))
             for (first, second), name in zip(pairwise(widths), self.activations, strict=True)
+        ]
+        self.layers = nn.ModuleList(
+            StackedLinear(num_experts, *sizes, bias=bias) for sizes in self.layer_sizes
         )
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters, and of the input wherever autocast does not choose."""
-        return next(self.parameters()).dtype
-
-    @property
-    def layer_sizes(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each linear map of an expert."""
-        return [(stack.weight.shape[2], stack.weight.shape[1]) for stack in self._stacks()]
+        return next(self._stacks()).weight.dtype
 
     def forward(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:
         """Run the pairs of a plan, sorted by expert: (P, D) to (P, O)."""

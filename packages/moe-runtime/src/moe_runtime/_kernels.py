@@ -42,18 +42,23 @@ def run_sorted(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, plan: Plan
 
 
 def run_gathered(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, plan: Plan) -> Tensor:
-    """Go from row to row and from expert to expert: for a few pairs, the least to prepare."""
-    selected: list[list[int]] = [[] for _ in range(plan.num_rows)]
-    for row, expert in plan.pairs:
-        selected[row].append(expert)
-    outputs = []
-    for row, chosen in enumerate(selected):
-        x_1D = x_TD[row : row + 1]
-        blocks = [experts.one(expert, x_1D) for expert in chosen]
-        y_PO = torch.cat(blocks) if blocks else experts.one(0, x_1D[:0])
-        weights_GP, wide_PO, dtype = _wide(weights_GTE[:, row, chosen], y_PO)
-        outputs.append((weights_GP[..., None] * wide_PO).sum(1).to(dtype))
-    return torch.stack(outputs, 1) if outputs else run_dense(experts, x_TD, weights_GTE)
+    """Go from pair to pair, row by row: for a few pairs, the least to prepare."""
+    pair_P = plan.mask_TE.flatten().nonzero()[:, 0]
+    pairs = [divmod(pair, experts.num_experts) for pair in pair_P.tolist()]
+    blocks = [experts.one(expert, x_TD[row : row + 1]) for row, expert in pairs]
+    y_PO = torch.cat(blocks) if blocks else experts.one(0, x_TD[:0])
+    weights_GP, wide_PO, dtype = _wide(weights_GTE.flatten(1).index_select(1, pair_P), y_PO)
+    weighted_GPO = weights_GP[..., None] * wide_PO
+    counts = [0] * plan.num_rows
+    for row, _ in pairs:
+        counts[row] += 1
+    outputs = [block.sum(1) for block in torch.split(weighted_GPO, counts, 1)]
+    output_GTO = torch.stack(outputs, 1) if outputs else weighted_GPO
+    if torch.is_grad_enabled():
+        # All experts take part in training, on no rows, so that every parameter gets a gradient.
+        idle = [experts.one(expert, x_TD[:0]).sum() for expert in range(experts.num_experts)]
+        output_GTO = output_GTO + torch.stack(idle).sum()
+    return output_GTO.to(dtype)
 
 
 def run_dense(

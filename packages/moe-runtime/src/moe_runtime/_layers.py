@@ -28,7 +28,8 @@ class Step(NamedTuple):
 
     def __call__(self, before: Tensor) -> Tensor:
         """Activate, and drop: features are on the last axis."""
-        return F.dropout(self.activation(before), self.dropout, training=self.dropout > 0)
+        after = self.activation(before)
+        return F.dropout(after, self.dropout) if self.dropout else after
 
     def noise(self, before_RO: Tensor) -> Tensor | None:
         """Draw the factors of dropout."""

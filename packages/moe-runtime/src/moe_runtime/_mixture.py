@@ -17,7 +17,7 @@ from moe_runtime._checks import (
     check_tensor,
     check_type,
 )
-from moe_runtime._choice import Explanation, explain
+from moe_runtime._choice import Explanation, choose, explain
 from moe_runtime._expert_set import ExpertSet
 from moe_runtime._experts import Experts
 from moe_runtime._kernels import KERNELS, run_dense
@@ -167,7 +167,7 @@ class MultiGateMixtureOfExperts(nn.Module):
         if router_input is not None:
             check_finite("x", x)
         routings = self.route(x, router_input)
-        weights = torch.stack([routing.weights for routing in routings])
+        weights = _stack([routing.weights for routing in routings])
         if weights.shape[1:-1] != x.shape[:-1]:
             msg = (
                 f"`router_input` must have the leading shape of `x`, {tuple(x.shape[:-1])}, "
@@ -176,7 +176,7 @@ class MultiGateMixtureOfExperts(nn.Module):
             raise ValueError(msg)
         if self.threshold:
             weights = torch.where(weights.abs() > self.threshold, weights, 0)
-        return weights, torch.stack([routing.penalty for routing in routings]).sum()
+        return weights, _stack([routing.penalty for routing in routings]).sum()
 
     def extra_repr(self) -> str:
         """Say what the submodules do not."""
@@ -259,24 +259,33 @@ def _put_back(mask: Tensor, rows_GTO: Tensor) -> Tensor:
     return whole
 
 
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Stack along a new first axis; a single tensor is not copied."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
 def run_experts(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: str) -> Tensor:
     """Run the experts that have a weight and add up their outputs, shape (G, T, O)."""
-    if torch.onnx.is_in_onnx_export():
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         assert isinstance(experts, Experts)
         return _onnx_node(experts, x_TD, weights_GTE)
     if kernel == "dense":
         return run_dense(experts, x_TD, weights_GTE)
-    planned: Tensor = _run_planned(experts, x_TD, weights_GTE, kernel)
-    return planned
+    if torch.compiler.is_compiling():
+        untraced: Tensor = _run_untraced(experts, x_TD, weights_GTE, kernel)
+        return untraced
+    return _run_planned(experts, x_TD, weights_GTE, kernel)
 
 
-# The number of pairs is data: a compiler would break the graph many times in here.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _run_planned(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: str) -> Tensor:
     plan = make_plan(weights_GTE)
     if kernel == "auto":
-        kernel = explain(experts, plan, x_TD.device, training=torch.is_grad_enabled()).kernel
+        kernel = choose(experts, plan, x_TD.device, training=torch.is_grad_enabled())
     return KERNELS[kernel](experts, x_TD, weights_GTE, plan)
+
+
+# The number of pairs is data: a compiler would break the graph many times in there.
+_run_untraced = torch.compiler.disable(_run_planned)  # type: ignore[no-untyped-call]
 
 
 def _onnx_node(experts: Experts, x_TD: Tensor, weights_GTE: Tensor) -> Tensor:

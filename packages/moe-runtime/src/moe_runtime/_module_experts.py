@@ -49,19 +49,15 @@ class ModuleExperts(ExpertSet):
         self.num_experts = len(experts)
         self.in_features, self.out_features = in_features, out_features
         self.experts = nn.ModuleList(experts)
+        linear = [each for each in self.experts[0].modules() if isinstance(each, nn.Linear)]
+        sizes = [(each.in_features, each.out_features) for each in linear]
+        self.layer_sizes = sizes or [(in_features, out_features)]
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the first floating parameter; the default of PyTorch where there is none."""
         dtypes = (each.dtype for each in self.parameters() if each.is_floating_point())
         return next(dtypes, torch.get_default_dtype())
-
-    @property
-    def layer_sizes(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each `torch.nn.Linear` of the first expert."""
-        linear = [each for each in self.experts[0].modules() if isinstance(each, nn.Linear)]
-        sizes = [(each.in_features, each.out_features) for each in linear]
-        return sizes or [(self.in_features, self.out_features)]
 
     def forward(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:
         """Run the pairs of a plan, sorted by expert: (P, D) to (P, O)."""

@@ -46,11 +46,6 @@ class Plan:
         return sum(count > 0 for count in self.counts_E)
 
     @cached_property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Row and expert of each pair, row by row: for a few of them."""
-        return [(row, expert) for row, expert in self.mask_TE.nonzero().tolist()]
-
-    @cached_property
     def expert_and_row_P(self) -> tuple[Tensor, Tensor]:
         """Expert and row (int64) of each pair, sorted by expert and then by row."""
         expert_P, row_P = self.mask_TE.T.nonzero(as_tuple=True)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import moe_runtime
 from moe_runtime._checks import check_number, check_tensor, check_type
+from moe_runtime._expert_set import ExpertSet
+from moe_runtime._experts import Experts
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._router import hard_routing
 from moe_runtime.onnx._decided import decided_rows
@@ -137,6 +139,14 @@ def _check_model(model: nn.Module) -> None:
     )
     if wrong:
         msg = f"`model` must be float32 and on the CPU to be exported: {'; '.join(wrong)}."
+        raise ValueError(msg)
+    others = [
+        f"{type(module).__name__} as {name!r}"
+        for name, module in model.named_modules()
+        if isinstance(module, ExpertSet) and not isinstance(module, Experts)
+    ]
+    if others:
+        msg = f"`model` must hold its experts as `Experts` to be exported, got {others}."
         raise ValueError(msg)
 
 
