@@ -9,11 +9,14 @@ from moe_runtime._checkpoint import (
     load_tensors,
     save_checkpoint,
 )
+from moe_runtime._comet_router import CometRouter
+from moe_runtime._dselect_k_router import DSelectKRouter
 from moe_runtime._experts import Experts
+from moe_runtime._hash_router import HashRouter
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
 from moe_runtime._router import Router, Routing, hard_routing
-from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
 from moe_runtime._search import search_permutation
+from moe_runtime._top_k_router import TopKRouter
 from moe_runtime._training_state import load_training_tensors, training_tensors
 
 __version__ = version("moe-runtime")

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 import moe_gates
 from moe_runtime._checks import check_positive, check_tensor
@@ -97,12 +96,6 @@ class Router(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Say what the parameters' shapes do not."""
         return f"num_experts={self.num_experts}, k={self.k}, hard={self.hard}"
-
-
-def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply `layer` in at least float32: bfloat16 scores flip hard routes."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
 
 
 @contextmanager
