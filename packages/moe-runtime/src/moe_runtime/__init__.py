@@ -14,10 +14,27 @@ from moe_runtime._dselect_k_router import DSelectKRouter
 from moe_runtime._experts import Experts
 from moe_runtime._hash_router import HashRouter
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
-from moe_runtime._router import Router, Routing, hard_routing
+from moe_runtime._penalties import (
+    Decision,
+    EntropyPenalty,
+    LoadBalancePenalty,
+    MutualInformationPenalty,
+    TrimmedLassoPenalty,
+    ZPenalty,
+)
+from moe_runtime._router import GateOutput, Router, Routing, hard_routing
+from moe_runtime._schedule import RouterSchedule
+from moe_runtime._score_router import (
+    ExactKRouter,
+    ReLURouter,
+    SoftmaxRouter,
+    TopKSparsemaxRouter,
+)
+from moe_runtime._scores import CosineScores
 from moe_runtime._search import search_permutation
 from moe_runtime._top_k_router import TopKRouter
 from moe_runtime._training_state import load_training_tensors, training_tensors
+from moe_runtime._tree_top_k_router import TreeTopKRouter
 
 __version__ = version("moe-runtime")
 
@@ -25,15 +42,29 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CometRouter",
+    "CosineScores",
     "DSelectKRouter",
+    "Decision",
+    "EntropyPenalty",
+    "ExactKRouter",
     "Experts",
+    "GateOutput",
     "HashRouter",
+    "LoadBalancePenalty",
     "MixtureOfExperts",
     "MixtureOutput",
     "MultiGateMixtureOfExperts",
+    "MutualInformationPenalty",
+    "ReLURouter",
     "Router",
+    "RouterSchedule",
     "Routing",
+    "SoftmaxRouter",
     "TopKRouter",
+    "TopKSparsemaxRouter",
+    "TreeTopKRouter",
+    "TrimmedLassoPenalty",
+    "ZPenalty",
     "__version__",
     "hard_routing",
     "load_checkpoint",

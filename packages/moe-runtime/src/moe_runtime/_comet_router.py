@@ -1,25 +1,26 @@
 """COMET: trees whose splits become exactly 0 or 1.
 
-Axes: E experts, K slots.
+Axes: D features, E experts, K slots.
 """
 
+from collections.abc import Sequence
+
 import array_api_compat.torch as xp
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import moe_gates
-from moe_runtime._checks import check_last_axis, check_non_negative, check_positive
-from moe_runtime._router import Router
-from moe_runtime._scores import (
-    INITIAL_SCORE,
-    INITIAL_SPLIT_SHARE,
-    initialise,
-    linear_float32,
-)
+from moe_runtime._penalties import Penalty
+from moe_runtime._router import GateOutput
+from moe_runtime._scores import INITIAL_SCORE, INITIAL_SPLIT_SHARE, linear_scores, slot_scores
+from moe_runtime._smooth_step_router import SmoothStepRouter
 
 
-class CometRouter(Router):
+class CometRouter(SmoothStepRouter):
     """COMET: `k` soft decision trees whose splits become exactly 0 or 1 as they learn.
+
+    Rows sum to 1. At most `k` experts once the splits of a row are saturated; until then a
+    row can use all of them. When hard, each split is rounded, a score of at least 0 goes
+    left, and splits get no gradient: at most `k` experts.
 
     Parameters
     ----------
@@ -30,9 +31,19 @@ class CometRouter(Router):
     k
         Trees: once saturated, or when hard, a row uses at most `k` experts.
     gamma
-        Width of the smooth step, in units of the scores. Smaller hardens sooner.
+        Width of the smooth step, in units of the scores. Smaller hardens sooner. See
+        `RouterSchedule`.
     entropy_weight
         Weight of the entropy penalty, which drives the trees to saturate.
+    scale_free
+        Count `gamma` in standard deviations of each split's score, as `update_scale`
+        follows them, instead of in the scores' own unit.
+    penalties
+        Added to the loss, besides the entropy.
+
+    References
+    ----------
+    Ibrahim et al., KDD 2023, arXiv:2306.02824.
     """
 
     def __init__(
@@ -43,34 +54,39 @@ class CometRouter(Router):
         k: int,
         gamma: float = 1.0,
         entropy_weight: float = 0.1,
+        scale_free: bool = False,
+        penalties: Sequence[Penalty] = (),
     ) -> None:
-        check_positive("num_experts", num_experts, minimum=2)
-        super().__init__(num_experts, k=k, num_slots=k)
-        check_positive("dim", dim)
-        self.in_features = dim
-        moe_gates.check_gamma(gamma)
-        check_non_negative("entropy_weight", entropy_weight)
-        self.gamma = gamma
-        self.entropy_weight = entropy_weight
-        self.split = nn.Linear(dim, k * (num_experts - 1))
-        self.leaf = nn.Linear(dim, k * num_experts)
-        initialise(self.split, INITIAL_SPLIT_SHARE * gamma)
-        initialise(self.leaf, INITIAL_SCORE)
+        super().__init__(
+            dim,
+            num_experts,
+            k=k,
+            num_decisions=num_experts - 1,
+            gamma=gamma,
+            entropy_weight=entropy_weight,
+            scale_free=scale_free,
+            penalties=penalties,
+        )
+        bound = INITIAL_SPLIT_SHARE * gamma
+        self.split = linear_scores(dim, k * (num_experts - 1), bound=bound)
+        self.leaf = linear_scores(dim, k * num_experts, bound=INITIAL_SCORE)
 
     def split_scores(self, x: Tensor) -> Tensor:
         """Score of each split in heap order, shape (..., K, E - 1); at least 0 goes left."""
-        check_last_axis("router_input", x, self.split.in_features)
-        scores = linear_float32(self.split, x)
-        return torch.unflatten(scores, -1, (self.k, self.num_experts - 1))
+        return slot_scores(self.split, x, self.k)
 
-    def gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each tree's weights, and the entropy penalty."""
+    def decision_scores(self, x: Tensor) -> Tensor:
+        """Scores of the splits."""
+        return self.split_scores(x)
+
+    def gate(self, x: Tensor) -> GateOutput:
+        """Lead rows through every tree."""
         gate = moe_gates.comet_gate(
             self.split_scores(x),
-            torch.unflatten(linear_float32(self.leaf, x), -1, (self.k, self.num_experts)),
+            slot_scores(self.leaf, x, self.k),
             gamma=self.gamma,
             hard=self.hard,
+            split_scale=self.scale,
             xp=xp,
         )
-        penalty = self.entropy_weight * moe_gates.entropy_penalty(gate.slot_probabilities, xp=xp)
-        return gate.slot_weights, penalty
+        return GateOutput(gate.slot_weights, gate.slot_probabilities)
