@@ -131,6 +131,11 @@ def test_a_schedule_that_cannot_be_is_refused(options: dict[str, Any], message: 
         RouterSchedule(CometRouter(DIM, 4, k=2), **options)
 
 
+def test_noise_that_is_not_there_is_not_scheduled() -> None:
+    with pytest.raises(ValueError, match="must hold a router with `noise_scale`, got none of 1"):
+        RouterSchedule(TopKRouter(DIM, 4, k=2), noise_scale=lambda _: 1.0)
+
+
 def test_a_schedule_of_another_type_is_refused() -> None:
     number: Any = 0.1
     with pytest.raises(TypeError, match="`gamma` must be a function of the step, got float"):

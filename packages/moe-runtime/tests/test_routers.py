@@ -257,6 +257,16 @@ def test_every_parameter_gets_a_finite_gradient(
         assert num_rows < 2 or bool(parameter.grad.any())
 
 
+@NAME
+def test_a_router_may_be_made_without_memory_and_filled_later(name: str) -> None:
+    router = awake(ROUTERS[name](5, 2))
+    with torch.device("meta"):
+        other = ROUTERS[name](5, 2).eval()
+    other.to_empty(device="cpu").load_state_dict(router.state_dict())
+    x = draw_inputs(name, 20)[-1]
+    assert torch.equal(other(x).weights, router(x).weights)
+
+
 @FEATURES
 def test_scores_of_any_size_give_no_nan(name: str) -> None:
     router = awake(ROUTERS[name](5, 2)).train()
@@ -302,16 +312,15 @@ def test_compiles_as_one_graph(name: str) -> None:
     router = awake(ROUTERS[name](5, 2))
     # The code generator after capture needs a C++ compiler, and is torch's own.
     compiled = torch.compile(router, backend="aot_eager", fullgraph=True)
-    for num_rows in (9, 4):
+    for num_rows, training in ((9, True), (4, False)):
+        router.train(training)
         x = draw_inputs(name, num_rows)[-1]
-        for training in (False, True):
-            router.train(training)
-            found = []
-            for run in (router, compiled):
-                torch.manual_seed(0)
-                weights, penalty, _ = run(x)
-                loss = weights.square().sum() + penalty
-                parameters = list(router.parameters())
-                found.append([loss, *(torch.autograd.grad(loss, parameters) if parameters else ())])
-            for ours, theirs in zip(*found, strict=True):
-                torch.testing.assert_close(ours, theirs)
+        found = []
+        for run in (router, compiled):
+            torch.manual_seed(0)
+            weights, penalty, _ = run(x)
+            loss = weights.square().sum() + penalty
+            parameters = list(router.parameters())
+            found.append([loss, *(torch.autograd.grad(loss, parameters) if parameters else ())])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs)

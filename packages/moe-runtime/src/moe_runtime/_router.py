@@ -17,6 +17,8 @@ import moe_gates
 from moe_runtime._checks import check_last_axis, check_positive, check_tensor, check_type
 from moe_runtime._penalties import Decision, Penalty
 
+FLOAT32_BITS = 32
+
 
 class Routing(NamedTuple):
     """Which experts each row uses, and with which weight."""
@@ -189,13 +191,12 @@ class Router(nn.Module, ABC):
         return f"num_experts={self.num_experts}, k={self.k}, hard={self.hard}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - nn.Module's own
-        exact = {name: getattr(self, name) for name in self.float32_buffers}
+        before = {name: getattr(self, name) for name in self.float32_buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in exact.items():
-            if buffer is not None:
-                moved = getattr(self, name)
-                dtype = torch.promote_types(moved.dtype, torch.float32)
-                setattr(self, name, buffer.to(moved.device, dtype))
+        for name, buffer in before.items():
+            after = getattr(self, name)
+            if after is not None and torch.finfo(after.dtype).bits < FLOAT32_BITS:
+                setattr(self, name, buffer.to(after.device, torch.float32))
         return self
 
 

@@ -117,7 +117,9 @@ class TopKRouter(ScoreRouter):
         self.affinity: Literal["softmax", "sigmoid"] = affinity
         self.renormalize = renormalize
         self.noise = noise
-        self.noise_scale = noise_scale
+        if noise != "none":
+            # Only there where it does something, so that no schedule of it is without effect.
+            self.noise_scale = noise_scale
         self.num_groups = num_groups
         self.num_groups_kept = num_groups_kept
         self.noise_score = nn.Linear(dim, num_experts) if noise == "learned" else None
