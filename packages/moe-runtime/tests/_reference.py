@@ -7,13 +7,19 @@ from torch import Tensor, nn
 
 from moe_runtime import (
     CometRouter,
+    CosineScores,
     DSelectKRouter,
+    ExactKRouter,
     Experts,
     HashRouter,
     MixtureOfExperts,
     MultiGateMixtureOfExperts,
+    ReLURouter,
     Router,
+    SoftmaxRouter,
     TopKRouter,
+    TopKSparsemaxRouter,
+    TreeTopKRouter,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,17 +31,49 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 DIM, NUM_IDS = 6, 40
 
+
+def biased_top_k(num_experts: int, k: int) -> TopKRouter:
+    """Top-k with all that evaluation mode knows, and a bias that has been updated."""
+    score = CosineScores(DIM, num_experts, num_features=4, temperature=0.5)
+    router = TopKRouter(
+        DIM,
+        num_experts,
+        k=k,
+        score=score,
+        affinity="sigmoid",
+        renormalize=False,
+        noise="normal",
+        balancing_bias=True,
+    )
+    assert router.balancing_bias is not None
+    router.balancing_bias += torch.linspace(-0.2, 0.2, num_experts)
+    return router
+
+
+# Gates whose weights are constant with one expert get two.
 ROUTERS: dict[str, Callable[[int, int], Router]] = {
+    "biased_top_k": biased_top_k,
     "comet": lambda num_experts, k: CometRouter(DIM, num_experts, k=k),
     "dselect_k": lambda num_experts, k: DSelectKRouter(DIM, num_experts, k=k),
-    "top_k": lambda num_experts, k: TopKRouter(DIM, num_experts, k=k),
+    "exact_k": lambda num_experts, k: ExactKRouter(DIM, num_experts, k=k),
     "hash": lambda num_experts, _k: HashRouter(NUM_IDS, num_experts),
+    "relu": lambda num_experts, k: ReLURouter(DIM, num_experts, k=k),
+    "softmax": lambda num_experts, k: SoftmaxRouter(DIM, num_experts, k=k),
+    "sparsemax": lambda num_experts, k: TopKSparsemaxRouter(DIM, num_experts, k=max(k, 2)),
+    "static": lambda num_experts, k: DSelectKRouter(DIM, num_experts, k=k, static=True),
+    "top_k": lambda num_experts, k: TopKRouter(DIM, num_experts, k=k, renormalize=k > 1),
+    "tree_top_k": lambda num_experts, k: TreeTopKRouter(DIM, num_experts, k=max(k, 2)),
 }
-TRAINED = sorted(set(ROUTERS) - {"hash"})
+# Those with parameters, which get the same gradient whether experts of weight 0 are computed
+# or not: not exact-k's, whose gradient goes straight through its weights. Softmax has no 0.
+TRAINED = sorted(set(ROUTERS) - {"hash", "exact_k", "softmax", "static"})
 
 
 def awake(router: Router) -> Router:
-    """Give a router the scores of a trained one, some rows saturated, and permuted slots."""
+    """Give a router the scores of a trained one, some rows saturated, and permuted slots.
+
+    It is in evaluation mode, so that routers that draw answer alike twice.
+    """
     with torch.no_grad():
         for parameter in router.parameters():
             parameter.normal_(std=0.5)
@@ -44,7 +82,7 @@ def awake(router: Router) -> Router:
     identity = torch.arange(router.num_experts)
     orders = [identity.roll(slot + 1) for slot in range(router.num_slots)]
     router.set_permutation(torch.stack(orders))
-    return router
+    return router.eval()
 
 
 def make_mixture(

@@ -204,7 +204,7 @@ def test_a_hash_router_without_ids_says_so() -> None:
 
 @pytest.mark.parametrize("router", [TopKRouter, CometRouter, DSelectKRouter])
 def test_a_router_of_another_width_needs_its_own_input(router: Callable[..., Router]) -> None:
-    mixture = MixtureOfExperts(router(2, 4, k=1), experts())
+    mixture = MixtureOfExperts(router(2, 4, k=2), experts())
     message = "over 2 features: `x` has shape (3, 6)."
     with pytest.raises(ValueError, match="`router_input` is required.*" + re.escape(message)):
         mixture(torch.zeros(3, DIM))

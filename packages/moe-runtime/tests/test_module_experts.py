@@ -63,7 +63,7 @@ def test_an_expert_without_rows_is_not_run_in_inference() -> None:
 
     modules = [Counting() for _ in range(3)]
     experts = ModuleExperts(modules, in_features=DIM, out_features=DIM)
-    mixture = MixtureOfExperts(TopKRouter(DIM, 3, k=1), experts, kernel="sorted")
+    mixture = MixtureOfExperts(TopKRouter(DIM, 3, k=2), experts, kernel="sorted")
     with torch.no_grad():
         weights = mixture(torch.randn(20, DIM)).weights
     assert [module.rows for module in modules] == (weights != 0).sum(0).tolist()

@@ -66,6 +66,7 @@ def test_an_expert_that_no_example_reaches_is_verified_too(
 ) -> None:
     router = router_of(mixture)
     assert isinstance(router, TopKRouter)
+    assert isinstance(router.score, nn.Linear)
     router.set_permutation(torch.arange(4)[None])
     with torch.no_grad():
         router.score.bias[1] = -1000

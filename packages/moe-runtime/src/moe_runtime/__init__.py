@@ -10,13 +10,33 @@ from moe_runtime._checkpoint import (
     save_checkpoint,
 )
 from moe_runtime._choice import Explanation
+from moe_runtime._comet_router import CometRouter
+from moe_runtime._dselect_k_router import DSelectKRouter
 from moe_runtime._experts import Experts
+from moe_runtime._hash_router import HashRouter
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
 from moe_runtime._module_experts import ModuleExperts
-from moe_runtime._router import Router, Routing, hard_routing
-from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
+from moe_runtime._penalties import (
+    Decision,
+    EntropyPenalty,
+    LoadBalancePenalty,
+    MutualInformationPenalty,
+    TrimmedLassoPenalty,
+    ZPenalty,
+)
+from moe_runtime._router import GateOutput, Router, Routing, hard_routing
+from moe_runtime._schedule import RouterSchedule
+from moe_runtime._score_router import (
+    ExactKRouter,
+    ReLURouter,
+    SoftmaxRouter,
+    TopKSparsemaxRouter,
+)
+from moe_runtime._scores import CosineScores
 from moe_runtime._search import search_permutation
+from moe_runtime._top_k_router import TopKRouter
 from moe_runtime._training_state import load_training_tensors, training_tensors
+from moe_runtime._tree_top_k_router import TreeTopKRouter
 
 __version__ = version("moe-runtime")
 
@@ -24,17 +44,31 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CometRouter",
+    "CosineScores",
     "DSelectKRouter",
+    "Decision",
+    "EntropyPenalty",
+    "ExactKRouter",
     "Experts",
     "Explanation",
+    "GateOutput",
     "HashRouter",
+    "LoadBalancePenalty",
     "MixtureOfExperts",
     "MixtureOutput",
     "ModuleExperts",
     "MultiGateMixtureOfExperts",
+    "MutualInformationPenalty",
+    "ReLURouter",
     "Router",
+    "RouterSchedule",
     "Routing",
+    "SoftmaxRouter",
     "TopKRouter",
+    "TopKSparsemaxRouter",
+    "TreeTopKRouter",
+    "TrimmedLassoPenalty",
+    "ZPenalty",
     "__version__",
     "hard_routing",
     "load_checkpoint",

@@ -3,18 +3,21 @@
 Axes: T rows, E experts, K slots.
 """
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 import moe_gates
-from moe_runtime._checks import check_positive, check_tensor
+from moe_runtime._checks import check_last_axis, check_positive, check_tensor, check_type
+from moe_runtime._penalties import Decision, Penalty
+
+FLOAT32_BITS = 32
 
 
 class Routing(NamedTuple):
@@ -25,30 +28,73 @@ class Routing(NamedTuple):
     slot_weights: Tensor  # (..., K, E) by position: before the permutation, not yet summed
 
 
+class GateOutput(NamedTuple):
+    """What a gate gives to each position, in float32 at least: before the permutation."""
+
+    slot_weights: Tensor  # (..., K, E)
+    # (..., K, E), or (K, E) where it is the same for every row; the softmax of scores if None.
+    slot_probabilities: Tensor | None = None
+    scores: Tensor | None = None  # (..., E) in nats, where the gate has one score a position
+
+
 class Router(nn.Module, ABC):
     """A gate with its parameters, and the permutation that a search has found for it.
 
     The gate gives weights to *positions*, for each of its slots (the trees of COMET, the
-    selectors of DSelect-k; Top-k and Hash have one). Position i of slot k stands for expert
+    selectors of DSelect-k; other gates have one). Position i of slot k stands for expert
     ``permutation[k, i]``: the identity, until a search finds something better.
+
+    Random numbers are drawn in training mode only, with torch's generator. ``forward``
+    changes no state.
+
+    Parameters
+    ----------
+    num_experts
+        Number of experts, E.
+    k
+        Most experts a row, when hard.
+    num_slots
+        Number of slots, K.
+    dim
+        Features that the gate reads, D; None where it does not read features.
+    penalties
+        Added to the loss, besides what the router has built in.
 
     Attributes
     ----------
     hard : bool
-        Round every decision, so that a row uses at most `k` experts; set it for a whole
-        model with `hard_routing`. Routers that always keep the bound ignore it.
+        Round every decision and draw nothing, so that a row uses at most `k` experts; set
+        it for a whole model with `hard_routing`. What it changes is said by each router.
     """
 
     permutation: Tensor
-    # Features of a row that the gate reads; None where it does not read features.
-    in_features: int | None = None
+    # Whether a row uses at most `k` experts also where the router is not hard.
+    always_at_most_k: ClassVar[bool] = True
+    # Buffers that move in small steps: they stay float32 where parameters are bfloat16.
+    float32_buffers: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, num_experts: int, *, k: int, num_slots: int) -> None:
+    def __init__(
+        self,
+        num_experts: int,
+        *,
+        k: int,
+        num_slots: int,
+        dim: int | None = None,
+        penalties: Sequence[Penalty] = (),
+    ) -> None:
         super().__init__()
         check_positive("num_experts", num_experts)
         moe_gates.check_k(k, num_experts)
+        if dim is not None:
+            check_positive("dim", dim)
+        check_type("penalties", penalties, Sequence, "a sequence of functions")
+        for index, penalty in enumerate(penalties):
+            name = f"penalties[{index}]"
+            check_type(name, penalty, Callable, "a function of a Decision")  # type: ignore[arg-type]
         self.num_experts = num_experts
         self.k = k
+        self.in_features = dim
+        self.penalties = tuple(penalties)
         self.hard = False
         identity = torch.arange(num_experts).repeat(num_slots, 1)
         self.register_buffer("permutation", identity)
@@ -58,9 +104,19 @@ class Router(nn.Module, ABC):
         """Number of slots, K: each has a permutation of its own."""
         return self.permutation.shape[0]
 
+    @property
+    def max_active(self) -> int:
+        """Most experts that a row can use, as the router is now: `k`, or all of them."""
+        return self.k if self.hard or self.always_at_most_k else self.num_experts
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a router that draws would draw now: in training, unless hard."""
+        return self.training and not self.hard
+
     @abstractmethod
-    def gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the slot weights (..., K, E) by position, and the penalty."""
+    def gate(self, x: Tensor) -> GateOutput:
+        """Return what the gate gives to each position, for input of shape (..., D)."""
 
     def check_shared_input(self, x: Tensor) -> None:
         """Refuse to route on the experts' input where the gate reads something else."""
@@ -74,10 +130,46 @@ class Router(nn.Module, ABC):
     def forward(self, x: Tensor) -> Routing:
         """Route rows: weights (..., E) for input of shape (..., D)."""
         check_tensor("x", x)
-        with torch.autocast(x.device.type, enabled=False):
-            slot_weights, penalty = self.gate(x)
-            permuted = moe_gates.permute(slot_weights, self.permutation, xp=xp)
-            return Routing(permuted.sum(-2), penalty, slot_weights)
+        if self.in_features is not None:
+            check_last_axis("router_input", x, self.in_features)
+        # Leaving autocast takes longer than to look whether there is anything to leave.
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._route(x)
+        return self._route(x)
+
+    def _route(self, x: Tensor) -> Routing:
+        gate = self.gate(x)
+        permuted = self.permute(gate.slot_weights)
+        weights = permuted.sum(-2) if self.num_slots > 1 else permuted[..., 0, :]
+        return Routing(weights, self.penalty(gate, weights), gate.slot_weights)
+
+    def permute(self, weights: Tensor) -> Tensor:
+        """Move weights (..., K, E) from positions to experts; with one slot, any K."""
+        if torch.compiler.is_exporting():
+            # By comparison: torch.onnx (2.13) cannot export a sort.
+            permutation = self.permutation if self.num_slots > 1 else self.permutation[0]
+            return moe_gates.permute(weights, permutation, xp=xp)
+        # The same numbers in a quarter of the time where rows are few.
+        return weights.gather(-1, self.permutation.argsort(-1).expand_as(weights))
+
+    def penalty(self, gate: GateOutput, weights: Tensor) -> Tensor:
+        """Sum the penalties of what the gate gave, and the weights (..., E) by expert."""
+        total = weights.new_zeros(())
+        if not self.penalties:
+            return total
+        scores, probabilities = gate.scores, gate.slot_probabilities
+        if scores is not None:
+            scores = self.permute(scores[..., None, :])[..., 0, :]
+        if probabilities is None:
+            assert scores is not None
+            probabilities = scores.softmax(-1)[..., None, :]
+        else:
+            probabilities = self.permute(probabilities)
+        decision = Decision(weights, probabilities, scores)
+        for penalty in self.penalties:
+            total = total + penalty(decision)
+        return total
 
     def set_permutation(self, permutation: Tensor) -> None:
         """Let position i of slot k stand for expert ``permutation[k, i]``."""
@@ -98,16 +190,31 @@ class Router(nn.Module, ABC):
         """Say what the parameters' shapes do not."""
         return f"num_experts={self.num_experts}, k={self.k}, hard={self.hard}"
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - nn.Module's own
+        before = {name: getattr(self, name) for name in self.float32_buffers}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            after = getattr(self, name)
+            if after is not None and torch.finfo(after.dtype).bits < FLOAT32_BITS:
+                setattr(self, name, buffer.to(after.device, torch.float32))
+        return self
 
-def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply `layer` in at least float32: bfloat16 scores flip hard routes."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+
+def warn_if_constant(k: int, num_experts: int, remedy: str) -> None:
+    """Warn, in the caller's caller, of a gate whose only weight of a row is always 1."""
+    if k == 1 and num_experts > 1:
+        msg = (
+            f"with `k`=1 the weight of each row is 1, and no gradient of the loss reaches the "
+            f"router: {remedy}."
+        )
+        warnings.warn(msg, stacklevel=3)
 
 
 @contextmanager
 def hard_routing(module: nn.Module) -> Iterator[None]:
     """Route at most `k` experts a row everywhere in `module`, within this block.
+
+    Every split and bit is rounded, and nothing is drawn.
 
     Examples
     --------

@@ -45,6 +45,6 @@ def _mark_changed(
         return
     for _ in range(NUM_DRAWS):
         noise = 1 + NOISE * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        slot_weights, _ = router.gate(x * noise)
+        slot_weights = router.forward(x * noise).slot_weights
         changed = (slot_weights != 0) != (out.slot_weights != 0)
         decided &= ~changed.reshape(num_rows, -1).any(-1)
