@@ -3,13 +3,18 @@
 Axes: E experts, K slots.
 """
 
+from typing import Any
+
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor, nn
 
 import moe_gates
-from moe_runtime._checks import check_last_axis, check_non_negative, check_positive
-from moe_runtime._router import Router, linear_float32
+from moe_runtime._checks import check_last_axis, check_non_negative, check_positive, check_tensor
+from moe_runtime._comet_gate import fused_comet_gate
+from moe_runtime._comet_kernel import CometKernel, check_comet_kernel, choose_comet_kernel
+from moe_runtime._comet_walk import Nodes, spread, walk_by_gather, walk_by_numba
+from moe_runtime._router import Router, Routing, linear_float32
 
 # Half-width of the uniform initial leaf and selector scores, in nats (PAPER: COMET, supplement).
 INITIAL_SCORE = 0.05
@@ -165,6 +170,20 @@ class CometRouter(Router):
         Width of the smooth step, in units of the scores. Smaller hardens sooner.
     entropy_weight
         Weight of the entropy penalty, which drives the trees to saturate.
+    kernel
+        ``"dense"`` scores every node of the trees, ``"torch"`` only those on a row's paths
+        where the router is hard; ``"numba"`` (extra ``numba``, CPU) does so without a
+        gradient, and takes a few passes over all nodes otherwise. ``"auto"`` takes numba where
+        it is installed, and the faster of the others where not. Compiled and exported models
+        never hold numba. The answer is the same up to rounding. See `explain`.
+
+    Examples
+    --------
+    >>> import torch, moe_runtime
+    >>> router = moe_runtime.CometRouter(6, 64, k=2, kernel="torch")
+    >>> with torch.no_grad(), moe_runtime.hard_routing(router):
+    ...     print(router.explain(torch.randn(5, 6)))
+    torch walk: asked for
     """
 
     def __init__(
@@ -175,6 +194,7 @@ class CometRouter(Router):
         k: int,
         gamma: float = 1.0,
         entropy_weight: float = 0.1,
+        kernel: str = "auto",
     ) -> None:
         check_positive("num_experts", num_experts, minimum=2)
         super().__init__(num_experts, k=k, num_slots=k)
@@ -182,6 +202,8 @@ class CometRouter(Router):
         self.in_features = dim
         moe_gates.check_gamma(gamma)
         check_non_negative("entropy_weight", entropy_weight)
+        check_comet_kernel("kernel", kernel)
+        self.kernel = kernel
         self.gamma = gamma
         self.entropy_weight = entropy_weight
         self.split = nn.Linear(dim, k * (num_experts - 1))
@@ -195,17 +217,53 @@ class CometRouter(Router):
         scores = linear_float32(self.split, x)
         return torch.unflatten(scores, -1, (self.k, self.num_experts - 1))
 
+    def forward(self, x: Tensor) -> Routing:
+        """Route rows: weights (..., E) for input of shape (..., D)."""
+        check_tensor("x", x)
+        check_last_axis("router_input", x, self.split.in_features)
+        kernel = self._choose(x)
+        return self._walk(x, kernel.name) if kernel.walks else super().forward(x)
+
     def gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return each tree's weights, and the entropy penalty."""
-        gate = moe_gates.comet_gate(
-            self.split_scores(x),
-            torch.unflatten(linear_float32(self.leaf, x), -1, (self.k, self.num_experts)),
-            gamma=self.gamma,
-            hard=self.hard,
-            xp=xp,
+        splits = self.split_scores(x)
+        leaves = torch.unflatten(linear_float32(self.leaf, x), -1, (self.k, self.num_experts))
+        options: dict[str, Any] = {"gamma": self.gamma, "hard": self.hard}
+        if self._choose(x).name == "numba":
+            slot_weights, probabilities = fused_comet_gate(splits, leaves, **options)
+        else:
+            gate = moe_gates.comet_gate(splits, leaves, **options, xp=xp)
+            slot_weights, probabilities = gate.slot_weights, gate.slot_probabilities
+        return slot_weights, self._penalty(probabilities)
+
+    def explain(self, x: Tensor) -> str:
+        """Say what routes such rows, here and now, and why; see `kernel`."""
+        kernel = self._choose(x)
+        return f"{kernel.name} {'walk' if kernel.walks else 'gate'}: {kernel.reason}"
+
+    def _choose(self, x: Tensor) -> CometKernel:
+        parameters = (*self.split.parameters(), *self.leaf.parameters())
+        size = {"k": self.k, "num_experts": self.num_experts}
+        return choose_comet_kernel(self.kernel, x, parameters, hard=self.hard, **size)
+
+    def _walk(self, x: Tensor, kernel: str) -> Routing:
+        """Route hard rows along their paths."""
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, x.shape[-1])
+        parts = (self.split.weight, self.split.bias, self.leaf.weight, self.leaf.bias)
+        nodes = Nodes(*(part.to(rows.dtype) for part in parts))
+        walk = (walk_by_numba if kernel == "numba" else walk_by_gather)(rows, nodes, self.k)
+        weights, slot_weights = spread(walk, self.permutation)
+        # Each tree reaches one leaf: the entropy of a row is that of any other.
+        one_hot = rows.new_ones(min(rows.shape[0], 1), self.k, 1)
+        leading = x.shape[:-1]
+        return Routing(
+            weights.reshape(*leading, self.num_experts),
+            self._penalty(one_hot),
+            slot_weights.reshape(*leading, self.k, self.num_experts),
         )
-        penalty = self.entropy_weight * moe_gates.entropy_penalty(gate.slot_probabilities, xp=xp)
-        return gate.slot_weights, penalty
+
+    def _penalty(self, probabilities: Tensor) -> Tensor:
+        return self.entropy_weight * moe_gates.entropy_penalty(probabilities, xp=xp)
 
 
 def _initialise(layer: nn.Linear, bound: float) -> None:
