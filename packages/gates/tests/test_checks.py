@@ -241,6 +241,11 @@ BAD_ARRAYS = [
     (lambda: gates.comet_route(ROWS[:, 1:], SPLITS, LEAVES), ValueError, "that of `rows`, got"),
     (lambda: gates.comet_route(INT, SPLITS, LEAVES), TypeError, "`rows` must have a real"),
     (
+        lambda: gates.comet_route(ROWS, SPLITS, LEAVES, merge=1),
+        TypeError,
+        "`merge` must be a bool, got 1.",
+    ),
+    (
         lambda: gates.comet_route(ROWS, SPLITS.astype(np.float32), LEAVES),
         TypeError,
         "`split_weights` must have the dtype of `rows`, float64, got float32.",

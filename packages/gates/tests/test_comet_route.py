@@ -186,3 +186,14 @@ def test_every_row_has_a_pair_and_experts_are_counted_once() -> None:
     dense = to_dense(pairs, num_experts=8)
     np.testing.assert_array_equal(count_nonzero(dense), np.count_nonzero(pairs.weights, axis=-1))
     assert np.sum(expert_load(dense)) >= 1
+
+
+@pytest.mark.parametrize("num_experts", [2, 5, 16])
+def test_without_merging_each_tree_keeps_its_part_of_the_dense_gate(num_experts: int) -> None:
+    problem = whole_numbers(num_experts, num_slots=3)
+    rows, splits, leaves, split_bias, leaf_bias = problem
+    bias = {"split_bias": split_bias, "leaf_bias": leaf_bias}
+    found = comet_route(rows, splits, leaves, **bias, merge=False)
+    slot_weights = comet_gate(*scores(problem), gamma=1.0, hard=True).slot_weights
+    assert np.array_equal(found.experts, slot_weights.argmax(-1))
+    assert np.array_equal(found.weights, slot_weights.max(-1))

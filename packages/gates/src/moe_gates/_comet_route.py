@@ -7,6 +7,7 @@ from typing import NamedTuple
 from moe_gates._array import Array, ArrayT, add_slots, count_up, take_rows, whole_part, widen
 from moe_gates._checks import (
     check_axes,
+    check_bool,
     check_floating,
     check_num_experts,
     check_same_dtype,
@@ -32,6 +33,7 @@ def comet_route(
     *,
     split_bias: ArrayT | None = None,
     leaf_bias: ArrayT | None = None,
+    merge: bool = True,
     xp: ModuleType | None = None,
 ) -> SparseWeights[ArrayT]:
     """Hard COMET from the rows themselves: only the nodes on a row's paths are scored.
@@ -53,6 +55,10 @@ def comet_route(
         Added to the scores of the splits.
     leaf_bias : array, shape (num_slots, num_experts), same dtype, optional
         Added to the scores of the leaves, which are in nats. Safe up to 1e4 in magnitude.
+    merge : bool, default True
+        Give the weights of trees that lead to one expert to the first of them. Otherwise
+        each tree keeps its own, as in `slot_weights` of the dense gate: needed where the
+        leaves of each tree stand for experts in an order of its own.
     xp : array namespace, optional
         Inferred from the arrays by default.
 
@@ -60,8 +66,8 @@ def comet_route(
     -------
     SparseWeights
         One pair a tree, in the order of the trees. Weights are >= 0, and those of a row
-        sum to 1. If trees lead to one expert, the first of them has the whole weight and
-        the others weigh 0. The weights are those of the dense hard gate: equal wherever
+        sum to 1. If trees lead to one expert and `merge`, the first of them has the whole
+        weight and the others weigh 0. The weights are those of the dense hard gate: equal wherever
         the scores are, which may differ in rounding, as products of matrices do.
         Same dtype and device as `rows`. Gradients reach the rows and the leaves, as with
         the dense hard gate.
@@ -69,7 +75,7 @@ def comet_route(
     Raises
     ------
     TypeError
-        If dtypes are not real floating or differ.
+        If dtypes are not real floating or differ, or `merge` is not a bool.
     ValueError
         If shapes do not match, or there are fewer than 2 experts.
 
@@ -96,6 +102,7 @@ def comet_route(
     arrays |= {name: array for name, array in biases.items() if array is not None}
     xp = resolve(xp, **arrays)
     _check(arrays, xp)
+    check_bool("merge", merge)
     num_slots, num_experts, dim = leaf_weights.shape
     shape = (*rows.shape[:-1], num_slots)
     # A walker a row and tree, in one axis: each level is then a few calls on flat arrays.
@@ -105,7 +112,9 @@ def comet_route(
     expert = _walk(walkers, splits, tree * (num_experts - 1), num_experts, xp)
     scores = xp.reshape(_dots(walkers, leaves, expert + tree * num_experts, xp), shape)
     experts = xp.reshape(expert, shape)
-    weights = _merge(experts, _softmax(scores, xp), xp)
+    weights = _softmax(scores, xp)
+    if merge:
+        weights = _merge(experts, weights, xp)
     return SparseWeights(experts, xp.astype(weights, rows.dtype, copy=False))
 
 

@@ -6,11 +6,15 @@ Axes: D features, E experts, K slots.
 from collections.abc import Sequence
 
 import array_api_compat.torch as xp
+import torch
 from torch import Tensor
 
 import moe_gates
+from moe_runtime._comet_gate import fused_comet_gate
+from moe_runtime._comet_kernel import CometKernel, check_comet_kernel, choose_comet_kernel
+from moe_runtime._comet_walk import Nodes, spread, walk_by_gather, walk_by_numba
 from moe_runtime._penalties import Penalty
-from moe_runtime._router import GateOutput
+from moe_runtime._router import GateOutput, Routing
 from moe_runtime._scores import INITIAL_SCORE, INITIAL_SPLIT_SHARE, linear_scores, slot_scores
 from moe_runtime._smooth_step_router import SmoothStepRouter
 
@@ -40,6 +44,20 @@ class CometRouter(SmoothStepRouter):
         follows them, instead of in the scores' own unit.
     penalties
         Added to the loss, besides the entropy.
+    kernel
+        ``"dense"`` scores every node of the trees, ``"torch"`` only those on a row's paths
+        where the router is hard; ``"numba"`` (extra ``numba``, CPU) does so without a
+        gradient, and takes a few passes over all nodes otherwise. ``"auto"`` takes numba where
+        it is installed, and the faster of the others where not. Compiled and exported models
+        never hold numba. The answer is the same up to rounding. See `explain`.
+
+    Examples
+    --------
+    >>> import torch, moe_runtime
+    >>> router = moe_runtime.CometRouter(6, 64, k=2, kernel="torch")
+    >>> with torch.no_grad(), moe_runtime.hard_routing(router):
+    ...     print(router.explain(torch.randn(5, 6)))
+    torch walk: asked for
 
     References
     ----------
@@ -56,7 +74,9 @@ class CometRouter(SmoothStepRouter):
         entropy_weight: float = 0.1,
         scale_free: bool = False,
         penalties: Sequence[Penalty] = (),
+        kernel: str = "auto",
     ) -> None:
+        check_comet_kernel("kernel", kernel)
         super().__init__(
             dim,
             num_experts,
@@ -67,6 +87,7 @@ class CometRouter(SmoothStepRouter):
             scale_free=scale_free,
             penalties=penalties,
         )
+        self.kernel = kernel
         bound = INITIAL_SPLIT_SHARE * gamma
         self.split = linear_scores(dim, k * (num_experts - 1), bound=bound)
         self.leaf = linear_scores(dim, k * num_experts, bound=INITIAL_SCORE)
@@ -81,12 +102,43 @@ class CometRouter(SmoothStepRouter):
 
     def gate(self, x: Tensor) -> GateOutput:
         """Lead rows through every tree."""
+        splits, leaves = self.split_scores(x), slot_scores(self.leaf, x, self.k)
+        if self._choose(x).name == "numba":
+            splits = splits if self.scale is None else splits / self.scale
+            return GateOutput(*fused_comet_gate(splits, leaves, gamma=self.gamma, hard=self.hard))
         gate = moe_gates.comet_gate(
-            self.split_scores(x),
-            slot_scores(self.leaf, x, self.k),
-            gamma=self.gamma,
-            hard=self.hard,
-            split_scale=self.scale,
-            xp=xp,
+            splits, leaves, gamma=self.gamma, hard=self.hard, split_scale=self.scale, xp=xp
         )
         return GateOutput(gate.slot_weights, gate.slot_probabilities)
+
+    def explain(self, x: Tensor) -> str:
+        """Say what routes such rows, here and now, and why; see `kernel`."""
+        kernel = self._choose(x)
+        return f"{kernel.name} {'walk' if kernel.walks else 'gate'}: {kernel.reason}"
+
+    def _choose(self, x: Tensor) -> CometKernel:
+        parameters = (*self.split.parameters(), *self.leaf.parameters())
+        # A walk knows no probabilities of experts, which penalties of the user's may look at.
+        hard = self.hard and not self.penalties
+        size = {"k": self.k, "num_experts": self.num_experts}
+        return choose_comet_kernel(self.kernel, x, parameters, hard=hard, **size)
+
+    def _route(self, x: Tensor) -> Routing:
+        kernel = self._choose(x)
+        return self._walk(x, kernel.name) if kernel.walks else super()._route(x)
+
+    def _walk(self, x: Tensor, kernel: str) -> Routing:
+        """Route hard rows along their paths."""
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, x.shape[-1])
+        parts = (self.split.weight, self.split.bias, self.leaf.weight, self.leaf.bias)
+        nodes = Nodes(*(part.to(rows.dtype) for part in parts))
+        walk = (walk_by_numba if kernel == "numba" else walk_by_gather)(rows, nodes, self.k)
+        weights, slot_weights = spread(walk, self.permutation)
+        # Each tree reaches one leaf: the entropy of a row is that of any other.
+        one_hot = rows.new_ones(min(rows.shape[0], 1), self.k, 1)
+        leading = x.shape[:-1]
+        return Routing(
+            weights.reshape(*leading, self.num_experts),
+            self.penalty(GateOutput(slot_weights, one_hot), weights),
+            slot_weights.reshape(*leading, self.k, self.num_experts),
+        )
