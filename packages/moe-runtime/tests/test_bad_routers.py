@@ -166,6 +166,16 @@ def test_a_score_of_another_shape_is_refused() -> None:
         router(torch.zeros(3, DIM))
 
 
+def test_rows_of_another_width_update_nothing() -> None:
+    comet = CometRouter(DIM, 4, k=2, scale_free=True)
+    top_k = TopKRouter(DIM, 4, k=2, balancing_bias=True)
+    for update in (comet.update_scale, top_k.update_bias_by_quantile):
+        with pytest.raises(ValueError, match=r"must have shape \(\.\.\., 6\), got \(3, 7\)"):
+            update(torch.zeros(3, DIM + 1))
+        with pytest.raises(TypeError, match=r"`x` must be a torch.Tensor, got NoneType"):
+            update(Anything)
+
+
 def test_a_z_penalty_on_a_gate_of_slots_is_refused() -> None:
     router = CometRouter(DIM, 4, k=2, penalties=[ZPenalty()])
     with pytest.raises(ValueError, match="`ZPenalty` must be given to a router with one score"):

@@ -127,11 +127,15 @@ class Router(nn.Module, ABC):
             )
             raise ValueError(msg)
 
-    def forward(self, x: Tensor) -> Routing:
-        """Route rows: weights (..., E) for input of shape (..., D)."""
+    def check_rows(self, x: Tensor) -> None:
+        """Refuse what is no tensor, or has not the features that the gate reads."""
         check_tensor("x", x)
         if self.in_features is not None:
             check_last_axis("router_input", x, self.in_features)
+
+    def forward(self, x: Tensor) -> Routing:
+        """Route rows: weights (..., E) for input of shape (..., D)."""
+        self.check_rows(x)
         # Leaving autocast takes longer than to look whether there is anything to leave.
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):

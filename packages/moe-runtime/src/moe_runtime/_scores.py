@@ -63,8 +63,7 @@ class StaticScores(nn.Module):
 class CosineScores(nn.Module):
     """Scores by direction: the cosine of a projected row and an expert's embedding.
 
-    For the `score` of a router. Lengths of rows and embeddings do not matter, so that
-    rows do not draw an expert's embedding towards theirs.
+    For the `score` of a router. How long rows and embeddings are plays no part.
 
     Parameters
     ----------

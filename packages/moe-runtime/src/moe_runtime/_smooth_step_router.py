@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import moe_gates
-from moe_runtime._checks import check_non_negative, check_positive, check_tensor, check_type
+from moe_runtime._checks import check_non_negative, check_positive, check_type
 from moe_runtime._penalties import Penalty
 from moe_runtime._router import GateOutput, Router
 
@@ -85,12 +85,12 @@ class SmoothStepRouter(Router):
         Raises
         ------
         ValueError
-            If the router was made without `scale_free`.
+            If the router was made without `scale_free`, or `x` has another width.
         """
         if self.scale is None or self.num_scale_updates is None:
             msg = "`scale_free` must be True for a scale to be updated, got False."
             raise ValueError(msg)
-        check_tensor("x", x)
+        self.check_rows(x)
         with torch.autocast(x.device.type, enabled=False):
             batch_scale = moe_gates.score_scale(self.decision_scores(x), xp=xp)
         self.num_scale_updates += 1

@@ -195,13 +195,14 @@ class TopKRouter(ScoreRouter):
         Raises
         ------
         ValueError
-            If the router was made without `balancing_bias`.
+            If the router was made without `balancing_bias`, or `x` has another width.
 
         References
         ----------
         See `moe_gates.update_bias_by_quantile`.
         """
         bias = self._bias_to_update()
+        self.check_rows(x)
         with torch.autocast(x.device.type, enabled=False):
             scores = self.scores(x).to(bias.dtype)
         affinities = scores.softmax(-1) if self.affinity == "softmax" else scores.sigmoid()
