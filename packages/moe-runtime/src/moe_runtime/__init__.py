@@ -13,7 +13,7 @@ from moe_runtime._experts import Experts
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
 from moe_runtime._router import Router, Routing, hard_routing
 from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
-from moe_runtime._search import search_permutation
+from moe_runtime._search import SearchRows, search_permutations
 from moe_runtime._training_state import load_training_tensors, training_tensors
 
 __version__ = version("moe-runtime")
@@ -30,6 +30,7 @@ __all__ = [
     "MultiGateMixtureOfExperts",
     "Router",
     "Routing",
+    "SearchRows",
     "TopKRouter",
     "__version__",
     "hard_routing",
@@ -37,6 +38,6 @@ __all__ = [
     "load_tensors",
     "load_training_tensors",
     "save_checkpoint",
-    "search_permutation",
+    "search_permutations",
     "training_tensors",
 ]
