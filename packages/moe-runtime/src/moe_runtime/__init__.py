@@ -14,7 +14,7 @@ from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtu
 from moe_runtime._router import Router, Routing, hard_routing
 from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
 from moe_runtime._search import SearchRows, search_permutations
-from moe_runtime._training_state import load_training_tensors, training_tensors
+from moe_runtime._training_state import Stateful, load_training_tensors, training_tensors
 
 __version__ = version("moe-runtime")
 
@@ -31,6 +31,7 @@ __all__ = [
     "Router",
     "Routing",
     "SearchRows",
+    "Stateful",
     "TopKRouter",
     "__version__",
     "hard_routing",
