@@ -11,6 +11,7 @@ from moe_runtime._checkpoint import (
 )
 from moe_runtime._experts import Experts
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
+from moe_runtime._permutation_search import PermutationSearch, SearchRecord
 from moe_runtime._router import Router, Routing, hard_routing
 from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
 from moe_runtime._search import SearchRows, search_permutations
@@ -28,8 +29,10 @@ __all__ = [
     "MixtureOfExperts",
     "MixtureOutput",
     "MultiGateMixtureOfExperts",
+    "PermutationSearch",
     "Router",
     "Routing",
+    "SearchRecord",
     "SearchRows",
     "Stateful",
     "TopKRouter",
