@@ -29,7 +29,7 @@ PACKAGES = tuple(NEEDS)
 UNDECLARED = {
     "gates": ("jax", "numpy", "scipy", "torch"),
     "localsearch": ("jax", "torch"),
-    "moe-runtime": ("jax", "matplotlib", "onnx", "onnxruntime", "sklearn"),
+    "moe-runtime": ("jax", "matplotlib", "onnx", "onnxruntime", "sklearn", "tensorboard"),
     "benchmarks": ("jax", "transformers"),
 }
 
@@ -100,8 +100,9 @@ def tests(session: nox.Session, package: str) -> None:
     install(session, package, requirements=group(package, "test"))
     run_tests(session, package)
     if package == "moe-runtime":
-        session.install(f"./{folder(package)}[onnx]", "--constraint", str(CONSTRAINTS))
-        run_tests(session, package, "-k", "onnx")
+        extras = f"./{folder(package)}[onnx,plots,tensorboard]"
+        session.install(extras, "--constraint", str(CONSTRAINTS))
+        run_tests(session, package, "-k", "onnx or plots or writers")
 
 
 @nox.session

@@ -16,6 +16,8 @@ from moe_runtime._router import Router, Routing, hard_routing
 from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
 from moe_runtime._search import SearchRows, search_permutations
 from moe_runtime._training_state import Stateful, load_training_tensors, training_tensors
+from moe_runtime._watch import Watcher
+from moe_runtime._writers import CsvWriter, TensorBoardWriter
 
 __version__ = version("moe-runtime")
 
@@ -23,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CometRouter",
+    "CsvWriter",
     "DSelectKRouter",
     "Experts",
     "HashRouter",
@@ -35,7 +38,9 @@ __all__ = [
     "SearchRecord",
     "SearchRows",
     "Stateful",
+    "TensorBoardWriter",
     "TopKRouter",
+    "Watcher",
     "__version__",
     "hard_routing",
     "load_checkpoint",
