@@ -13,6 +13,7 @@ def require(module: str, *, extra: str, purpose: str) -> Any:  # noqa: ANN401 - 
     `purpose` begins the message: who needs it.
     """
     try:
+        importlib.import_module(PACKAGES[extra])
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != PACKAGES[extra]:
