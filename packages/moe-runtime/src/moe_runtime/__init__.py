@@ -13,6 +13,7 @@ from moe_runtime._experts import Experts
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
 from moe_runtime._permutation_search import PermutationSearch, SearchRecord
 from moe_runtime._plots import plot_load
+from moe_runtime._pretrained import PretrainedModule
 from moe_runtime._router import Router, Routing, hard_routing
 from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
 from moe_runtime._search import SearchRows, search_permutations
@@ -35,6 +36,7 @@ __all__ = [
     "MixtureOutput",
     "MultiGateMixtureOfExperts",
     "PermutationSearch",
+    "PretrainedModule",
     "Router",
     "Routing",
     "SearchRecord",
