@@ -29,7 +29,15 @@ PACKAGES = tuple(NEEDS)
 UNDECLARED = {
     "gates": ("jax", "numpy", "scipy", "torch"),
     "localsearch": ("jax", "torch"),
-    "moe-runtime": ("jax", "matplotlib", "numba", "onnx", "onnxruntime", "sklearn"),
+    "moe-runtime": (
+        "jax",
+        "matplotlib",
+        "numba",
+        "onnx",
+        "onnxruntime",
+        "sklearn",
+        "tensorboard",
+    ),
     "benchmarks": ("jax", "transformers"),
 }
 
@@ -100,8 +108,9 @@ def tests(session: nox.Session, package: str) -> None:
     install(session, package, requirements=group(package, "test"))
     run_tests(session, package)
     if package == "moe-runtime":
-        session.install(f"./{folder(package)}[numba,onnx]", "--constraint", str(CONSTRAINTS))
-        run_tests(session, package, "-k", "numba or onnx")
+        extras = f"./{folder(package)}[numba,onnx,plots,tensorboard]"
+        session.install(extras, "--constraint", str(CONSTRAINTS))
+        run_tests(session, package, "-k", "numba or onnx or plots or writers")
 
 
 @nox.session

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_localsearch import StopReason, relabel_slots, search
+from moe_localsearch import Method, StopReason, relabel_slots, search
 from moe_localsearch.testing import PlantedSlots, planted_problem, planted_slots
 
 
@@ -62,6 +62,18 @@ def test_one_slot_is_the_search_of_one_permutation() -> None:
     assert as_slot.cost_after == alone.cost_after
 
 
+@pytest.mark.parametrize("method", ["replace_and_assign", "descend_by_swaps", "exhaustive"])
+def test_each_slot_is_searched_by_the_method_that_was_asked_for(method: Method) -> None:
+    problem = planted_problem(num_rows=60, size=5, num_nonzero=3, noise=2.0, seed=4)
+    alone = search(problem.objective, method=method)
+    as_slot = relabel_slots(
+        problem.slot_weights[:, None], *problem[1:3], method=method, max_sweeps=1
+    )
+    np.testing.assert_array_equal(as_slot.permutation, alone.permutation[None])
+    # The costs of the start and of what was found are asked for once more.
+    assert as_slot.num_evaluations == alone.num_evaluations + 2
+
+
 def test_sweeps_are_limited() -> None:
     problem = planted_slots(num_rows=60, num_slots=3, size=6, num_nonzero=2, seed=0)
     result = relabel_slots(*problem[:3], max_sweeps=1)
@@ -90,6 +102,7 @@ def test_confirmation_rows_are_not_searched() -> None:
     [
         ({"permutations": [[0, 1, 2]]}, r"`permutations` .*\(K=2, n=3\), got \(1, 3\)"),
         ({"permutations": [[0, 1, 2], [0, 0, 1]]}, r"got 0 at positions \[0, 1\] and no 2"),
+        ({"method": "swap"}, r"`method` must be one of \['auto', .*\], got 'swap'"),
         ({"max_sweeps": 0}, "`max_sweeps` must be >= 1, got 0"),
         ({"num_standard_errors": -1.0}, "`num_standard_errors` must be finite and >= 0"),
         ({"confirm_rows": [5]}, r"`confirm_rows` must be in \[0, T=5\), got 5"),

@@ -5,14 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _reference import DIM, make_mixture, router_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,7 +20,6 @@ from moe_runtime import (
     load_tensors,
     load_training_tensors,
     save_checkpoint,
-    training_tensors,
 )
 
 DTYPES = [
@@ -82,45 +78,6 @@ def test_every_dtype_and_shape_comes_back_to_the_bit(tmp_path: Path) -> None:
 def test_nothing_at_all_is_a_checkpoint_too(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a", {})
     assert load_checkpoint(tmp_path / "a") == ({}, {})
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        generator = torch.Generator().manual_seed(step)
-        x = torch.randn(32, DIM, generator=generator)
-        output, penalty, _ = model(x)
-        optimizer.zero_grad()
-        (output.square().mean() + penalty).backward()
-        optimizer.step()
-
-
-OPTIMIZERS: dict[str, Any] = {
-    "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
-    "sgd_momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
-    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
-    "adamw_amsgrad": lambda model: torch.optim.AdamW(model.parameters(), amsgrad=True),
-    "adafactor": lambda model: torch.optim.Adafactor(model.parameters()),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_resumed_run_continues_to_the_bit(tmp_path: Path, name: str) -> None:
-    model = make_mixture("comet")
-    optimizer = OPTIMIZERS[name](model)
-    train(model, optimizer, range(1))
-    save_checkpoint(tmp_path / "a", training_tensors(model, optimizer))
-    train(model, optimizer, range(1, 3))
-
-    resumed = make_mixture("comet")
-    router_of(resumed).set_permutation(router_of(resumed).permutation.flip(-1))
-    resumed_optimizer = OPTIMIZERS[name](resumed)
-    load_training_tensors(resumed, resumed_optimizer, load_checkpoint(tmp_path / "a").tensors)
-    train(resumed, resumed_optimizer, range(1, 3))
-    ours, theirs = (
-        training_tensors(*each) for each in ((resumed, resumed_optimizer), (model, optimizer))
-    )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[each], theirs[each]) for each in ours)
 
 
 def test_every_truncation_is_refused(saved: Path) -> None:
@@ -207,111 +164,6 @@ def test_all_problems_are_named_at_once() -> None:
         load_tensors(nn.Linear(4, 2), {"more": torch.ones(1)})
 
 
-@pytest.mark.parametrize(
-    "name", ["optimizer.2.exp_avg", "optimizer.x.step", "scheduler.step", "optimizer"]
-)
-def test_training_tensors_of_another_optimizer_are_refused_and_change_nothing(name: str) -> None:
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.Adam(model.parameters())
-    tensors = training_tensors(nn.Linear(4, 2), optimizer) | {name: torch.ones(1)}
-    before = model.weight.detach().clone()
-    with pytest.raises(CheckpointError, match=re.escape(f"{name} belongs to none of its 2")):
-        load_training_tensors(model, optimizer, tensors)
-    assert torch.equal(model.weight, before)
-
-
-def stepped(make: Callable[..., torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's training tensors after one step."""
-    optimizer = make(model.parameters())
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    return training_tensors(model, optimizer)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"optimizer.0.exp_avg": torch.ones(2)},
-            "optimizer.0.exp_avg has shape (2,), Adam keeps (2, 4)",
-        ),
-        ({"optimizer.1.step": torch.ones(2)}, "optimizer.1.step has shape (2,), Adam keeps ()"),
-        (
-            {"optimizer.1.exp_avg": None},
-            "optimizer.1 holds ['exp_avg_sq', 'step'], Adam keeps ['exp_avg', 'exp_",
-        ),
-        (
-            {"optimizer.1.more": torch.ones(2)},
-            "optimizer.1 holds ['exp_avg', 'exp_avg_sq', 'more', 'step'], Adam keeps",
-        ),
-    ],
-    ids=["shape", "scalar", "missing", "extra"],
-)
-def test_optimizer_state_that_does_not_fit_is_named_and_changes_nothing(
-    change: dict[str, Tensor | None], message: str
-) -> None:
-    offered = {**stepped(torch.optim.Adam, nn.Linear(4, 2)), **change}
-    tensors = {name: tensor for name, tensor in offered.items() if tensor is not None}
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.Adam(model.parameters())
-    before = model.weight.detach().clone()
-    with pytest.raises(CheckpointError, match=re.escape(message)):
-        load_training_tensors(model, optimizer, tensors)
-    assert torch.equal(model.weight, before)
-    assert not optimizer.state
-
-
-MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
-
-
-@pytest.mark.parametrize(
-    ("saved_by", "loaded_by"),
-    [
-        (torch.optim.Adam, MOMENTUM),
-        (MOMENTUM, torch.optim.Adam),
-        (MOMENTUM, torch.optim.SGD),
-        (torch.optim.Adam, partial(torch.optim.Adam, amsgrad=True)),
-    ],
-    ids=["adam_to_momentum", "momentum_to_adam", "momentum_to_sgd", "adam_to_amsgrad"],
-)
-def test_state_of_another_optimizer_is_refused_and_changes_nothing(
-    saved_by: Callable[..., torch.optim.Optimizer], loaded_by: Callable[..., torch.optim.Optimizer]
-) -> None:
-    tensors = stepped(saved_by, nn.Linear(4, 2))
-    model = nn.Linear(4, 2)
-    optimizer = loaded_by(model.parameters())
-    before = model.weight.detach().clone()
-    with pytest.raises(CheckpointError, match=r"optimizer\.0 holds .* keeps .*; optimizer\.1 "):
-        load_training_tensors(model, optimizer, tensors)
-    assert torch.equal(model.weight, before)
-    assert not optimizer.state
-
-
-def test_loading_steps_neither_the_optimizer_nor_its_scheduler() -> None:
-    tensors = stepped(torch.optim.Adam, nn.Linear(4, 2))
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.Adam(model.parameters())
-    torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    steps: list[object] = []
-    optimizer.register_step_post_hook(lambda *_: steps.append(None))
-    groups = optimizer.state_dict()["param_groups"]
-    load_training_tensors(model, optimizer, tensors)
-    assert not steps
-    assert optimizer.state_dict()["param_groups"] == groups
-    loaded = training_tensors(model, optimizer)
-    assert loaded.keys() == tensors.keys()
-    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
-
-
-def test_a_checkpoint_from_before_the_first_step_fits() -> None:
-    other = nn.Linear(4, 2)
-    tensors = training_tensors(other, torch.optim.Adam(other.parameters()))
-    model = nn.Linear(4, 2)
-    load_training_tensors(model, torch.optim.Adam(model.parameters()), tensors)
-    assert torch.equal(model.weight, other.weight)
-
-
 def test_a_checkpoint_where_its_tensors_belong_is_refused(saved: Path) -> None:
     whole: Any = load_checkpoint(saved)
     model = nn.Linear(4, 2)
@@ -358,21 +210,6 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     nothing: Any = None
     with pytest.raises(TypeError, match="`path` must be a path, got NoneType"):
         load_checkpoint(nothing)
-
-
-def test_optimizer_state_that_is_no_tensor_is_refused() -> None:
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.LBFGS(model.parameters())
-
-    def loss() -> float:
-        optimizer.zero_grad()
-        total = model(torch.ones(1, 4)).square().sum()
-        total.backward()
-        return float(total.detach())
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    with pytest.raises(TypeError, match=r"`optimizer` must keep its state in tensors.*LBFGS"):
-        training_tensors(model, optimizer)
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(

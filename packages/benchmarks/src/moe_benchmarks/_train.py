@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from moe_benchmarks._gates import Gate, build_model, inputs
@@ -13,13 +13,13 @@ from moe_benchmarks._model import Prediction, TwoTaskModel
 from moe_benchmarks._settings import QuickstartSettings
 from moe_benchmarks._two_digits import TASKS, Split, TwoDigits
 from moe_runtime import (
-    Router,
+    SearchRows,
     hard_routing,
     load_checkpoint,
     load_tensors,
     load_training_tensors,
     save_checkpoint,
-    search_permutation,
+    search_permutations,
     training_tensors,
 )
 
@@ -183,39 +183,31 @@ def _search(model: TwoTaskModel, split: Split, rows: Tensor) -> list[Search]:
     """Search each task's permutations on some training rows, and set what is confirmed."""
     model.eval()
     labels = split.labels[rows]
-    found = []
-    for task, (name, head, router) in enumerate(
-        zip(TASKS, model.heads, model.mixture.routers, strict=True)
-    ):
 
-        def row_loss(
-            output: Tensor,
-            some: Tensor,
-            head: nn.Module = head,
-            task: int = task,
-        ) -> Tensor:
-            return F.cross_entropy(head(output), labels[some, task], reduction="none")
-
-        assert isinstance(router, Router)
-        before = router.permutation.clone()
-        result = search_permutation(
-            model.mixture,
-            task,
-            model.center(split.pixels[rows]),
-            row_loss,
-            num_standard_errors=CONFIRMED_FROM,
+    def loss_of(task: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda output, some: F.cross_entropy(
+            model.heads[task](output), labels[some, task], reduction="none"
         )
+
+    searched = SearchRows(
+        model.center(split.pixels[rows]), [loss_of(task) for task in range(len(TASKS))]
+    )
+    before = [router.get_buffer("permutation").clone() for router in model.mixture.routers]
+    results = search_permutations(model.mixture, searched, num_standard_errors=CONFIRMED_FROM)
+    found = []
+    for task, result in results.items():
         assert result.confirmation is not None
+        after = torch.from_numpy(result.permutation)
         found.append(
             Search(
-                task=name,
+                task=TASKS[task],
                 cost_before=result.cost_before,
                 cost_after=result.cost_after,
                 gain=result.confirmation.gain,
                 standard_error=result.confirmation.standard_error,
                 accepted=bool(result.confirmation.accepted),
-                num_moved=int(torch.ne(router.permutation, before).sum()),
-                num_positions=before.numel(),
+                num_moved=int(torch.ne(after, before[task]).sum()),
+                num_positions=before[task].numel(),
             )
         )
     return found

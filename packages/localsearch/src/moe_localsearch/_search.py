@@ -112,9 +112,7 @@ def search(
     >>> result.method, result.confirmation.accepted
     ('frank_wolfe + descend_by_swaps', True)
     """
-    if method not in get_args(Method):
-        msg = f"`method` must be one of {list(get_args(Method))}, got {method!r}."
-        raise ValueError(msg)
+    check_method(method)
     check_standard_errors("num_standard_errors", num_standard_errors)
     num_restarts = check_count("num_restarts", num_restarts, minimum=0)
     check_seed(seed)
@@ -170,6 +168,13 @@ _PHASES: dict[str, Callable[[Objective, int], list[Phase]]] = {
     ],
     "exhaustive": _exhaustive,
 }
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that `search` does not know."""
+    if method not in get_args(Method):
+        msg = f"`method` must be one of {list(get_args(Method))}, got {method!r}."
+        raise ValueError(msg)
 
 
 def _check_confirm(confirm: SupportsRowCosts, size: int) -> None:

@@ -32,7 +32,7 @@ from moe_localsearch._rows import (
     row_losses,
     split_rows,
 )
-from moe_localsearch._search import search
+from moe_localsearch._search import Method, check_method, search
 
 METHOD = "relabel_slots"
 
@@ -87,6 +87,7 @@ def relabel_slots(
     *,
     permutations: ArrayLike | None = None,
     row_gradient: RowGradient | None = None,
+    method: Method = "auto",
     max_sweeps: int = 10,
     move_standard_errors: float = 0.0,
     confirm_rows: ArrayLike | None = None,
@@ -112,6 +113,8 @@ def relabel_slots(
         Where to begin; identities by default.
     row_gradient : callable, optional
         As for `RelabelingObjective`.
+    method : str
+        As for `search`, for each slot.
     max_sweeps : int
         Most sweeps, >= 1.
     move_standard_errors : float
@@ -161,15 +164,17 @@ def relabel_slots(
     else:
         start = check_permutations("permutations", permutations, size=size)
         check_shape("permutations", start, [("K", num_slots), ("n", size)])
+    check_method(method)
     max_sweeps = check_count("max_sweeps", max_sweeps, minimum=1)
     check_standard_errors("move_standard_errors", move_standard_errors)
     check_standard_errors("num_standard_errors", num_standard_errors)
     if progress is not None:
         check_callable("progress", progress)
     searched, confirm = split_rows("confirm_rows", confirm_rows, num_rows=num_rows)
+    options = (method, move_standard_errors, progress)
     if confirm is None:
-        return _Descent(problem, start, move_standard_errors, progress).run(max_sweeps)
-    descent = _Descent(problem.on_rows(searched), start, move_standard_errors, progress)
+        return _Descent(problem, start, *options).run(max_sweeps)
+    descent = _Descent(problem.on_rows(searched), start, *options)
     result = confirmed(
         descent.run(max_sweeps),
         start,
@@ -210,11 +215,13 @@ class _Descent:
         self,
         problem: _Problem,
         start: IntArray,
+        method: Method,
         move_standard_errors: float,
         progress: ProgressCallback | None,
     ) -> None:
         self._problem = problem
         self._start = self._current = start.copy()
+        self._method = method
         self._move_standard_errors = move_standard_errors
         self._progress = progress
         self._began = time.perf_counter()
@@ -276,6 +283,7 @@ class _Descent:
         step = search(
             self._problem.slot(slot, offset),
             self._current[slot],
+            method=self._method,
             move_standard_errors=self._move_standard_errors,
             progress=None if self._progress is None else self._report,
         )

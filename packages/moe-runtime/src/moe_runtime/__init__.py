@@ -24,6 +24,9 @@ from moe_runtime._penalties import (
     TrimmedLassoPenalty,
     ZPenalty,
 )
+from moe_runtime._permutation_search import PermutationSearch, SearchRecord
+from moe_runtime._plots import plot_load
+from moe_runtime._pretrained import PretrainedModule
 from moe_runtime._router import GateOutput, Router, Routing, hard_routing
 from moe_runtime._schedule import RouterSchedule
 from moe_runtime._score_router import (
@@ -33,10 +36,13 @@ from moe_runtime._score_router import (
     TopKSparsemaxRouter,
 )
 from moe_runtime._scores import CosineScores
-from moe_runtime._search import search_permutation
+from moe_runtime._search import SearchRows, search_permutations
 from moe_runtime._top_k_router import TopKRouter
-from moe_runtime._training_state import load_training_tensors, training_tensors
+from moe_runtime._training_state import Stateful, load_training_tensors, training_tensors
+from moe_runtime._tree_plot import plot_tree
 from moe_runtime._tree_top_k_router import TreeTopKRouter
+from moe_runtime._watch import Watcher
+from moe_runtime._writers import CsvWriter, TensorBoardWriter
 
 __version__ = version("moe-runtime")
 
@@ -45,6 +51,7 @@ __all__ = [
     "CheckpointError",
     "CometRouter",
     "CosineScores",
+    "CsvWriter",
     "DSelectKRouter",
     "Decision",
     "EntropyPenalty",
@@ -59,22 +66,31 @@ __all__ = [
     "ModuleExperts",
     "MultiGateMixtureOfExperts",
     "MutualInformationPenalty",
+    "PermutationSearch",
+    "PretrainedModule",
     "ReLURouter",
     "Router",
     "RouterSchedule",
     "Routing",
+    "SearchRecord",
+    "SearchRows",
     "SoftmaxRouter",
+    "Stateful",
+    "TensorBoardWriter",
     "TopKRouter",
     "TopKSparsemaxRouter",
     "TreeTopKRouter",
     "TrimmedLassoPenalty",
+    "Watcher",
     "ZPenalty",
     "__version__",
     "hard_routing",
     "load_checkpoint",
     "load_tensors",
     "load_training_tensors",
+    "plot_load",
+    "plot_tree",
     "save_checkpoint",
-    "search_permutation",
+    "search_permutations",
     "training_tensors",
 ]

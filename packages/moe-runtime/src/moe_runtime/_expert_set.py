@@ -6,10 +6,12 @@ Axes: T rows, D input features, O output features, E experts, P (row, expert) pa
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from moe_runtime._pretrained import PretrainedModule
 
 
-class ExpertSet(nn.Module, ABC):
+class ExpertSet(PretrainedModule, ABC):
     """Experts that all map D features to O features.
 
     Attributes

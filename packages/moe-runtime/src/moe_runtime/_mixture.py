@@ -22,6 +22,7 @@ from moe_runtime._expert_set import ExpertSet
 from moe_runtime._experts import Experts
 from moe_runtime._kernels import KERNELS, run_dense
 from moe_runtime._plan import make_plan
+from moe_runtime._pretrained import PretrainedModule
 from moe_runtime._router import Router, Routing
 
 # Operator that stands for one mixture while a model is exported; `moe_runtime.onnx` lowers it.
@@ -36,7 +37,7 @@ class MixtureOutput(NamedTuple):
     weights: Tensor  # (..., E) or (G, ..., E), exact zeros where an expert was not used
 
 
-class MultiGateMixtureOfExperts(nn.Module):
+class MultiGateMixtureOfExperts(PretrainedModule):
     """One set of experts, and a gate for each task over it.
 
     Only the pairs of rows and experts that some gate selects are computed, each once.

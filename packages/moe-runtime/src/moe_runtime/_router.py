@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import moe_gates
 from moe_runtime._checks import check_last_axis, check_positive, check_tensor, check_type
 from moe_runtime._penalties import Decision, Penalty
+from moe_runtime._pretrained import PretrainedModule
 
 FLOAT32_BITS = 32
 
@@ -37,7 +38,7 @@ class GateOutput(NamedTuple):
     scores: Tensor | None = None  # (..., E) in nats, where the gate has one score a position
 
 
-class Router(nn.Module, ABC):
+class Router(PretrainedModule, ABC):
     """A gate with its parameters, and the permutation that a search has found for it.
 
     The gate gives weights to *positions*, for each of its slots (the trees of COMET, the

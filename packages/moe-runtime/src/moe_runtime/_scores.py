@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 import moe_gates
 from moe_runtime._checks import check_number, check_positive
+from moe_runtime._pretrained import PretrainedModule
 
 # Half-width of the uniform initial leaf and selector scores, in nats (PAPER: COMET, supplement).
 INITIAL_SCORE = 0.05
@@ -60,7 +61,7 @@ class StaticScores(nn.Module):
         return self.bias
 
 
-class CosineScores(nn.Module):
+class CosineScores(PretrainedModule):
     """Scores by direction: the cosine of a projected row and an expert's embedding.
 
     For the `score` of a router. How long rows and embeddings are plays no part.
