@@ -25,6 +25,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "benchmarks": ("gates", "localsearch", "moe-runtime"),
 }
 PACKAGES = tuple(NEEDS)
+# Those with a folder of benchmarks.
+BENCHMARKED = ("gates", "localsearch", "moe-runtime")
 # What an installation must not bring along, because the package does not declare it.
 UNDECLARED = {
     "gates": ("jax", "numpy", "scipy", "torch"),
@@ -187,8 +189,31 @@ def quickstart(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
-    """Measure the speed of sparse execution and of the gates; writes bench/results."""
+@nox.parametrize("package", BENCHMARKED, ids=BENCHMARKED)
+def bench(session: nox.Session, package: str) -> None:
+    """Measure speed and memory, here and in other libraries; writes bench/results.
+
+    Options after `--` go to every script: `--threads 2`, or `--quick` to see that all of
+    moe-runtime's run.
+    """
     install(session, "benchmarks")
-    for script in sorted(ROOT.glob("packages/*/bench/*.py")):
+    if package == "moe-runtime":
+        install_peers(session)
+    for script in sorted((ROOT / folder(package) / "bench").glob("[!_]*.py")):
         session.run("python", str(script.relative_to(ROOT)), *session.posargs)
+
+
+def install_peers(session: nox.Session) -> None:
+    """Install the libraries that moe-runtime is compared with."""
+    session.install(*group("moe-runtime", "peers"), "--constraint", str(CONSTRAINTS))
+    # Their set-up scripts ask the PyTorch that is here what to build, hence no isolation.
+    session.install("setuptools", "wheel", "--constraint", str(CONSTRAINTS))
+    for source in group("moe-runtime", "peers-from-source"):
+        session.install(
+            "--no-build-isolation",
+            "--no-deps",
+            source,
+            env={"NO_CUDA": "1", "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"},
+            # Where one cannot be fetched or built it is left out, and the results say so.
+            success_codes=(0, 1),
+        )

@@ -1,0 +1,175 @@
+"""Markdown tables from the JSON files of the other benchmarks, for the README and the log.
+
+``--write README.md`` puts each table between its markers, ``<!-- table: NAME -->`` and
+``<!-- end of table -->``, so that no number is copied by hand.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+# The best of each group is what a user of that library gets.
+LIBRARIES = {
+    "transformers": ("transformers eager", "transformers batched_mm", "transformers grouped_mm"),
+    "Tutel": ("tutel",),
+    "DeepSpeed": ("deepspeed",),
+    "lucidrains": ("mixture-of-experts", "st-moe-pytorch"),
+}
+PARTS = ("inference", "training")
+BYTES_PER_MIB = 2**20
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay out a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def peers(rows: Sequence[Row]) -> str:
+    """Compare with libraries: their time over ours, inference / training; share of the floor."""
+    header = ["experts", "widths", "rows", "share of the floor", *LIBRARIES]
+    lines = []
+    for row in rows:
+        kind = ", gated" if row["gated"] else ""
+        shares = (share(row[part], "moe-runtime") for part in PARTS)
+        line = [
+            str(row["num_experts"]),
+            f"{row['dim']}/{row['hidden']}{kind}",
+            str(row["rows"]),
+            " / ".join(f"{each:.0%}" for each in shares),
+        ]
+        for names in LIBRARIES.values():
+            ratios = (best([row[part]["ratios"].get(name) for name in names]) for part in PARTS)
+            line.append(" / ".join(ratios))
+        lines.append(line)
+    return markdown(header, lines)
+
+
+def peers_in_short(rows: Sequence[Row]) -> str:
+    """Compare with libraries at one row and at most rows, for each kind and size of experts."""
+    shown = {min(row["rows"] for row in rows), max(row["rows"] for row in rows)}
+    return peers([row for row in rows if row["rows"] in shown])
+
+
+def share(timing: Row, name: str) -> float:
+    """Return how much of a variant's time the selected products would take alone."""
+    return float(timing["floor_milliseconds"] / timing["milliseconds"][name])
+
+
+def best(ratios: Iterable[float | None]) -> str:
+    """Format the smallest ratio, or a dash where nothing was measured."""
+    measured = [ratio for ratio in ratios if ratio is not None]
+    return f"{min(measured):.2f}x" if measured else "-"
+
+
+def published(rows: Sequence[Row]) -> str:
+    """Compare with the published formulation: how many times faster."""
+    cases = {(row["num_experts"], tuple(row["widths"]), row["rows"]): {} for row in rows}
+    for row in rows:
+        for part in PARTS:
+            case = cases[row["num_experts"], tuple(row["widths"]), row["rows"]]
+            case["hard" if row["hard"] else "soft", part] = row[part]["ratios"]["published"]
+    columns = (("hard", "inference"), ("hard", "training"), ("soft", "training"))
+    header = ["experts", "widths", "rows", *(", ".join(column[::-1]) for column in columns)]
+    lines = (
+        [str(num_experts), "/".join(map(str, widths)), str(num_rows)]
+        + [f"{case[column]:.1f}x" for column in columns]
+        for (num_experts, widths, num_rows), case in cases.items()
+    )
+    return markdown(header, lines)
+
+
+def nonzeros(rows: Sequence[Row]) -> str:
+    """Show training time against the mean non-zeros of a row, and the line through it."""
+    header = ["experts", "widths", "rows", "kernel", "from", "to", "R^2", "of the dense cost"]
+    lines = []
+    for row in rows:
+        points = list(zip(row["mean_nonzeros"], row["training_milliseconds"], strict=True))
+        ends = [f"{count:.1f} a row: {time:.0f} ms" for count, time in (points[0], points[-1])]
+        size = [str(row["num_experts"]), f"{row['dim']}/{row['hidden']}", str(row["rows"])]
+        fit = [f"{row['r_squared']:.3f}", f"{row['slope_over_dense_per_expert']:.2f}"]
+        lines.append([*size, row["kernel"], *ends, *fit])
+    return markdown(header, lines)
+
+
+def memory(rows: Sequence[Row]) -> str:
+    """Show peak memory, in training above the parameters' gradients."""
+    header = ["kernel", "experts", "rows", "pairs", "inference", "training", "a (T, E, H) tensor"]
+    lines = []
+    for row in rows:
+        training = row["training_bytes"] - row["parameter_gradient_bytes"]
+        sizes = (row["inference_bytes"], training, row["all_pairs_hidden_bytes"])
+        line = [row["kernel"], *(str(row[name]) for name in ("num_experts", "rows", "pairs"))]
+        lines.append(line + [f"{size / BYTES_PER_MIB:.0f} MiB" for size in sizes])
+    return markdown(header, lines)
+
+
+def sparse_layers(rows: Sequence[Row]) -> str:
+    """Compare with all experts one by one: how many times faster, inference / training."""
+    row_counts = sorted({row["rows"] for row in rows})
+    header = ["experts", "ideal", *(f"{count} rows" for count in row_counts)]
+    sizes = dict.fromkeys((row["num_experts"], row["dim"], row["hidden"]) for row in rows)
+    lines = []
+    for size in sizes:
+        same = [row for row in rows if (row["num_experts"], row["dim"], row["hidden"]) == size]
+        ideal = same[0]["num_experts"] / same[0]["k"]
+        cells = {
+            row["rows"]: " / ".join(f"{1 / row[part]['ratios']['auto']:.1f}x" for part in PARTS)
+            for row in same
+        }
+        name = "{} x {}/{}".format(*size)
+        lines.append([name, f"{ideal:.0f}x", *(cells[count] for count in row_counts)])
+    return markdown(header, lines)
+
+
+# The results file of each table.
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "memory": ("memory", memory),
+    "nonzeros": ("nonzeros", nonzeros),
+    "peers": ("peers", peers),
+    "peers_in_short": ("peers", peers_in_short),
+    "published": ("published", published),
+    "sparse_layers": ("sparse_layers", sparse_layers),
+}
+
+
+def read_tables(folder: Path) -> dict[str, str]:
+    """Make every table for which there is a file."""
+    tables = {}
+    for name, (source, table) in TABLES.items():
+        path = folder / f"{source}_cpu.json"
+        if path.exists():
+            tables[name] = table(json.loads(path.read_text(encoding="utf-8"))["rows"])
+    return tables
+
+
+def write_between_markers(text: str, tables: Mapping[str, str]) -> str:
+    """Replace what stands between the markers of each table that the text has."""
+    for name, table in tables.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
+        text = re.sub(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
+    return text
+
+
+def main() -> None:
+    """Print every table, and write the tables where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="read the files of a quick run")
+    parser.add_argument("--results", type=Path, help="folder of the JSON files")
+    parser.add_argument("--write", type=Path, help="file with markers to put the tables into")
+    given = parser.parse_known_args()[0]
+    tables = read_tables(given.results or (RESULTS / "quick" if given.quick else RESULTS))
+    for name, table in tables.items():
+        print(f"{name}: {TABLES[name][1].__doc__}\n\n{table}\n")
+    if given.write is not None:
+        text = given.write.read_text(encoding="utf-8")
+        given.write.write_text(write_between_markers(text, tables), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
