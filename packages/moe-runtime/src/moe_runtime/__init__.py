@@ -11,6 +11,7 @@ from moe_runtime._checkpoint import (
 )
 from moe_runtime._experts import Experts
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
+from moe_runtime._packed import PackedExperts, PackingReport, pack_experts
 from moe_runtime._router import Router, Routing, hard_routing
 from moe_runtime._routers import CometRouter, DSelectKRouter, HashRouter, TopKRouter
 from moe_runtime._search import search_permutation
@@ -28,6 +29,8 @@ __all__ = [
     "MixtureOfExperts",
     "MixtureOutput",
     "MultiGateMixtureOfExperts",
+    "PackedExperts",
+    "PackingReport",
     "Router",
     "Routing",
     "TopKRouter",
@@ -36,6 +39,7 @@ __all__ = [
     "load_checkpoint",
     "load_tensors",
     "load_training_tensors",
+    "pack_experts",
     "save_checkpoint",
     "search_permutation",
     "training_tensors",
