@@ -20,9 +20,9 @@ from moe_runtime._packed_linear import (
     OneDnnLinear,
     PlainLinear,
     has_onednn,
-    input_dtype,
     integer_product,
     pack_linear,
+    prepare,
 )
 
 WEIGHTS = pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
@@ -73,7 +73,7 @@ def test_is_the_map_at_every_size(
     bias_O = drawn_O if has_bias else None
     packed = pack_linear(weight_OD, bias_O, "gelu", weights)
     wanted = reference(weight_OD, bias_O, x_MD, "gelu")
-    assert_near(packed(x_MD.to(input_dtype(weights))), wanted, weights)
+    assert_near(packed(*prepare(x_MD, weights)), wanted, weights)
 
 
 @WEIGHTS
@@ -83,7 +83,7 @@ def test_applies_every_activation(weights: str, size: tuple[int, int], activatio
     weight_OD, bias_O, x_MD = draw(*size, 9)
     packed = pack_linear(weight_OD, bias_O, activation, weights)
     wanted = reference(weight_OD, bias_O, x_MD, activation)
-    assert_near(packed(x_MD.to(input_dtype(weights))), wanted, weights)
+    assert_near(packed(*prepare(x_MD, weights)), wanted, weights)
 
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, *GATES])
@@ -93,18 +93,22 @@ def test_small_weights_give_the_same_for_few_rows_and_many(activation: str) -> N
     assert isinstance(packed, PlainLinear)
     assert weight_OD.numel() < _packed_linear.ONEDNN_FROM_PRODUCTS < 400 * weight_OD.numel()
     for rows in (x_MD[:1], x_MD):
-        assert_near(packed(rows), reference(weight_OD, bias_O, rows, activation), "float32")
+        assert_near(
+            packed(*prepare(rows, "float32")),
+            reference(weight_OD, bias_O, rows, activation),
+            "float32",
+        )
 
 
 def test_keeps_no_view_of_the_stack() -> None:
     stack_EOD, stack_EO = torch.randn(3, 7, 6), torch.randn(3, 7)
     x_MD = torch.randn(2, 6)
     packed = [pack_linear(stack_EOD[1], stack_EO[1], "relu", each) for each in TOLERANCES]
-    before = [one(x_MD.to(input_dtype(each))) for one, each in zip(packed, TOLERANCES, strict=True)]
+    before = [one(*prepare(x_MD, each)) for one, each in zip(packed, TOLERANCES, strict=True)]
     stack_EOD.zero_()
     stack_EO.zero_()
     for one, each, wanted in zip(packed, TOLERANCES, before, strict=True):
-        assert torch.equal(one(x_MD.to(input_dtype(each))), wanted)
+        assert torch.equal(one(*prepare(x_MD, each)), wanted)
 
 
 # --- int8 -----------------------------------------------------------------------------------
@@ -123,7 +127,9 @@ def test_int8_errs_by_no_more_than_its_bound(
     weight_OD[:, 0] += outliers * torch.randn(num_outputs)
     x_MD[:, -1] += outliers * torch.randn(num_rows)
     wanted = reference(weight_OD, bias_O, x_MD, "identity")
-    error_MO = (pack_linear(weight_OD, bias_O, "identity", "int8")(x_MD) - wanted).abs()
+    error_MO = (
+        pack_linear(weight_OD, bias_O, "identity", "int8")(*prepare(x_MD, "int8")) - wanted
+    ).abs()
     code = integer_product().largest_code
     largest_O, largest_M1 = weight_OD.abs().amax(1), x_MD.abs().amax(1, keepdim=True)
     bound_MO = largest_O * x_MD.abs().sum(1, keepdim=True) / (2 * code)
@@ -136,7 +142,7 @@ def test_int8_errs_by_no_more_than_its_bound(
 def test_int8_is_1_percent_off_for_normal_weights_and_inputs() -> None:
     weight_OD, _, x_MD = draw(*LARGE, 100)
     wanted = reference(weight_OD, None, x_MD, "identity")
-    error = pack_linear(weight_OD, None, "identity", "int8")(x_MD) - wanted
+    error = pack_linear(weight_OD, None, "identity", "int8")(*prepare(x_MD, "int8")) - wanted
     assert float(error.norm() / wanted.norm()) < 0.02
 
 
@@ -145,25 +151,25 @@ def test_int8_gives_a_row_the_same_to_the_bit_in_every_batch(activation: str) ->
     weight_OD, bias_O, x_MD = draw(*LARGE, 50)
     x_MD[3] *= 1e6
     packed = pack_linear(weight_OD, bias_O, activation, "int8")
-    together = packed(x_MD)
+    together = packed(*prepare(x_MD, "int8"))
     for rows in (slice(0, 1), slice(5, 7), slice(10, 41)):
-        assert torch.equal(packed(x_MD[rows]), together[rows])
+        assert torch.equal(packed(*prepare(x_MD[rows], "int8")), together[rows])
 
 
 @WEIGHTS
 def test_a_row_may_have_any_stride(weights: str) -> None:
     weight_OD, bias_O, x_MD = draw(*LARGE, 1)
     packed = pack_linear(weight_OD, bias_O, "relu", weights)
-    x_MD = x_MD.to(input_dtype(weights))
+    wanted = packed(*prepare(x_MD, weights))
     for odd in (x_MD.as_strided(x_MD.shape, (0, 1)), x_MD.T.contiguous().T):
-        assert torch.equal(packed(odd), packed(x_MD))
+        assert torch.equal(packed(*prepare(odd, weights)), wanted)
 
 
 def test_int8_of_rows_and_weights_of_zeros_is_the_bias() -> None:
     weight_OD, bias_O, x_MD = draw(7, 6, 3)
     weight_OD[2] = 0
     x_MD[1] = 0
-    got = pack_linear(weight_OD, bias_O, "identity", "int8")(x_MD)
+    got = pack_linear(weight_OD, bias_O, "identity", "int8")(*prepare(x_MD, "int8"))
     assert torch.equal(got[1], bias_O)
     assert torch.equal(got[:, 2], bias_O[2].expand(3))
 
@@ -175,7 +181,7 @@ def test_large_weights_are_packed_and_small_ones_are_not() -> None:
     if not has_onednn(torch.float32):
         pytest.skip("this PyTorch has no oneDNN")
     forms = [
-        type(pack_linear(torch.randn(size, 512), None, "relu", "float32")) for size in (255, 256)
+        type(pack_linear(torch.randn(size, 256), None, "relu", "float32")) for size in (255, 256)
     ]
     assert forms == [PlainLinear, OneDnnLinear]
 
@@ -214,9 +220,9 @@ def test_without_the_private_operators_the_answer_is_the_same(
     integer_product.cache_clear()
     without = pack_linear(weight_OD, bias_O, "gelu", weights)
     assert without.kernel == ("float64" if weights == "int8" else "plain")
-    x_MD = x_MD.to(input_dtype(weights))
+    rows = prepare(x_MD, weights)
     tolerance = 0.02 if weights == "bfloat16" else 1e-5
-    torch.testing.assert_close(without(x_MD), with_operators(x_MD), rtol=0, atol=tolerance)
+    torch.testing.assert_close(without(*rows), with_operators(*rows), rtol=0, atol=tolerance)
 
 
 def test_codes_of_7_bits_are_used_where_pairs_of_8_overflow(
@@ -234,7 +240,15 @@ def test_codes_of_7_bits_are_used_where_pairs_of_8_overflow(
     weight_OD, bias_O, x_MD = draw(*LARGE, 9)
     packed = pack_linear(weight_OD, bias_O, "identity", "int8")
     assert packed.kernel == "int8_of_7_bits"
-    assert_near(packed(x_MD), reference(weight_OD, bias_O, x_MD, "identity"), "int8")
+    got = packed(*prepare(x_MD, "int8"))
+    assert_near(got, reference(weight_OD, bias_O, x_MD, "identity"), "int8")
+
+
+def test_many_rows_become_the_same_codes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_MD = torch.randn(50, 6)
+    wanted = prepare(x_MD, "int8")
+    monkeypatch.setattr(_packed_linear, "ENCODED_AT_ONCE", 16)
+    assert all(map(torch.equal, prepare(x_MD, "int8"), wanted))
 
 
 def test_codes_are_exact_on_an_older_processor() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_runtime._checks import check_tensor, check_type
 from moe_runtime._experts import Experts, StackedLinear
 from moe_runtime._mixture import MultiGateMixtureOfExperts
-from moe_runtime._packed_linear import PackedLinear, input_dtype, pack_linear
+from moe_runtime._packed_linear import PackedLinear, pack_linear, prepare
 
 WEIGHTS = ("bfloat16", "float32", "int8")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -88,10 +88,10 @@ class PackedExperts(Experts):
         y_PO = x_PD.new_empty(x_PD.shape[0], self.out_features, dtype=self._dtype)
         start = 0
         with _no_autocast():
+            prepared = prepare(x_PD, self.weights)
             for products_L, count in zip(self._products_EL, counts_E, strict=True):
-                rows = slice(start, start + count)
                 if count:
-                    self._run(products_L, x_PD[rows], y_PO[rows])
+                    self._run(products_L, prepared, start, y_PO[start : start + count])
                 start += count
         return y_PO
 
@@ -102,18 +102,26 @@ class PackedExperts(Experts):
         shape = (self.num_experts, x_TD.shape[0], self.out_features)
         y_ETO = x_TD.new_empty(shape, dtype=self._dtype)
         with _no_autocast():
+            prepared = prepare(x_TD, self.weights)
             for products_L, y_TO in zip(self._products_EL, y_ETO, strict=True):
-                self._run(products_L, x_TD, y_TO)
+                self._run(products_L, prepared, 0, y_TO)
         return y_ETO
 
-    def _run(self, products_L: list[PackedLinear], x_MD: Tensor, y_MO: Tensor) -> None:
-        dtype = input_dtype(self.weights)
-        for start in range(0, x_MD.shape[0], ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            hidden = x_MD[rows].to(dtype)
-            for product in products_L:
-                hidden = product(hidden)
-            y_MO[rows] = hidden
+    def _run(
+        self,
+        products_L: list[PackedLinear],
+        prepared: tuple[Tensor, ...],
+        start: int,
+        y_MO: Tensor,
+    ) -> None:
+        """Write one expert's answers to the rows from `start` on."""
+        first, *others = products_L
+        for begin in range(0, y_MO.shape[0], ROWS_AT_ONCE):
+            end = min(begin + ROWS_AT_ONCE, y_MO.shape[0])
+            hidden = first(*(each[start + begin : start + end] for each in prepared))
+            for product in others:
+                hidden = product(*prepare(hidden, self.weights))
+            y_MO[begin:end] = hidden
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         """Refuse training; evaluation is what it is in."""

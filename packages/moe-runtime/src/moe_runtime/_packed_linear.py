@@ -23,14 +23,16 @@ ONEDNN_ACTIVATIONS = {
 }
 # Activations of a map whose first half of columns is a gate for the second half.
 GATES = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
-# A call of oneDNN costs 13 us, one of addmm 1.5, so that it must have something to do (measured
-# for 1 to 256 rows of 32 x 32 to 512 x 512). At 2 rows of 256 x 256 addmm is 20 % faster than
-# packed float32, at 384 x 384 it is 15 % slower; bfloat16 goes through oneDNN anyway.
-PACKED_FROM_WEIGHTS = {torch.float32: 2**17, torch.bfloat16: 2**14}
+# A call of oneDNN costs 13 us, one of addmm 1.5, so that it must have something to do. Measured
+# for 1 to 256 rows of 32 x 32 to 512 x 512, 64 weights in turn: packed float32 is level with
+# addmm at 1 row of 256 x 256 and ahead above; bfloat16 goes through oneDNN anyway.
+PACKED_FROM_WEIGHTS = {torch.float32: 2**16, torch.bfloat16: 2**14}
 ONEDNN_FROM_PRODUCTS = 2**20
 # oneDNN orders packed weights for a number of rows. 16, 64 and 256 differ by 1 %; no number, or
 # 1, is up to 70 % slower for 2 to 8 rows.
 PACKED_FOR_ROWS = 64
+# Rows that become codes in one go: 2048 take half as long again, in fresh pages of memory.
+ENCODED_AT_ONCE = 512
 LARGEST_CODE = 127
 # Two products of an unsigned byte with it fit in 16 bits: 2 * 255 * 63 < 2**15.
 SAFE_CODE = 63
@@ -45,8 +47,8 @@ class PackedLinear(ABC):
     num_bytes: int
 
     @abstractmethod
-    def __call__(self, x_MD: Tensor) -> Tensor:
-        """Map the rows, and apply the activation."""
+    def __call__(self, *rows: Tensor) -> Tensor:
+        """Map rows that `prepare` made, and apply the activation: shape (M, O)."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Share: there is nothing that a copy could change."""
@@ -71,7 +73,8 @@ class PlainLinear(PackedLinear):
         self._onednn_from = ONEDNN_FROM_PRODUCTS if has_onednn(weight_OD.dtype) else float("inf")
         self.num_bytes = _num_bytes(self._weight_OD, self._bias_O)
 
-    def __call__(self, x_MD: Tensor) -> Tensor:
+    def __call__(self, *rows: Tensor) -> Tensor:
+        (x_MD,) = rows
         if x_MD.shape[0] * self._weight_OD.numel() >= self._onednn_from:
             return _onednn_linear(x_MD, self._weight_OD, self._bias_O, self._activation)
         return activate(self._activation, F.linear(x_MD, self._weight_OD, self._bias_O))
@@ -91,7 +94,8 @@ class OneDnnLinear(PackedLinear):
         num_bytes: int = torch.ops.mkldnn._nbytes(self._weight_OD)  # noqa: SLF001 - see has_onednn
         self.num_bytes = num_bytes + _num_bytes(self._bias_O)
 
-    def __call__(self, x_MD: Tensor) -> Tensor:
+    def __call__(self, *rows: Tensor) -> Tensor:
+        (x_MD,) = rows
         return _onednn_linear(x_MD, self._weight_OD, self._bias_O, self._activation)
 
 
@@ -116,11 +120,8 @@ class Int8Linear(PackedLinear):
         self.kernel = product.kernel
         self.num_bytes = _num_bytes(self._code_OD, self._scale_O, self._bias_O)
 
-    def __call__(self, x_MD: Tensor) -> Tensor:
-        largest_M1 = x_MD.abs().amax(1, keepdim=True).clamp_(min=SMALLEST_ROW)
-        code_MD = (x_MD * (LARGEST_CODE / largest_M1)).round_()
-        # A new tensor, and so with regular strides, whatever those of a single row were.
-        code_MD = code_MD.to(torch.int8, memory_format=torch.contiguous_format)
+    def __call__(self, *rows: Tensor) -> Tensor:
+        code_MD, largest_M1 = rows
         sum_MO = self._multiply(code_MD, self._code_OD.T)
         y_MO = torch.addcmul(self._bias_O, sum_MO * largest_M1, self._scale_O)
         return activate(self._activation, y_MO)
@@ -129,8 +130,8 @@ class Int8Linear(PackedLinear):
 def pack_linear(
     weight_OD: Tensor, bias_O: Tensor | None, activation: str, weights: str
 ) -> PackedLinear:
-    """Prepare one map, for rows of `input_dtype(weights)`."""
-    dtype = input_dtype(weights)
+    """Prepare one map, for rows that `prepare` makes for the same kind of weights."""
+    dtype = _dtype(weights)
     weight_OD = weight_OD.to(dtype)
     bias_O = None if bias_O is None else bias_O.to(dtype)
     if weights == "int8":
@@ -140,8 +141,25 @@ def pack_linear(
     return form(weight_OD, bias_O, activation)
 
 
-def input_dtype(weights: str) -> torch.dtype:
-    """Return what the rows must be for weights of that kind; int8 rounds them itself."""
+def prepare(x_MD: Tensor, weights: str) -> tuple[Tensor, ...]:
+    """Make rows what the maps take: one tensor, or for int8 codes and the largest of each row."""
+    x_MD = x_MD.to(_dtype(weights))
+    if weights != "int8":
+        return (x_MD,)
+    blocks = [_encode(block) for block in x_MD.split(ENCODED_AT_ONCE)]  # type: ignore[no-untyped-call]
+    if len(blocks) == 1:
+        return blocks[0]
+    return tuple(torch.cat(each) for each in zip(*blocks, strict=True))
+
+
+def _encode(x_MD: Tensor) -> tuple[Tensor, Tensor]:
+    largest_M1 = x_MD.abs().amax(1, keepdim=True).clamp_(min=SMALLEST_ROW)
+    code_MD = (x_MD * (LARGEST_CODE / largest_M1)).round_()
+    # A new tensor, and so with regular strides, whatever those of a single row were.
+    return code_MD.to(torch.int8, memory_format=torch.contiguous_format), largest_M1
+
+
+def _dtype(weights: str) -> torch.dtype:
     return torch.bfloat16 if weights == "bfloat16" else torch.float32
 
 
