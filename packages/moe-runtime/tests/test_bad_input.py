@@ -20,6 +20,7 @@ from moe_runtime import (
     Router,
     TopKRouter,
 )
+from moe_runtime._checks import check_finite
 
 
 def experts(num_experts: int = 4) -> Experts:
@@ -161,6 +162,10 @@ def test_a_non_finite_input_is_refused_with_its_place(value: float) -> None:
         make_mixture("hash")(x, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=re.escape(message.replace("`x`", "`router_input`"))):
         make_mixture("comet")(torch.zeros(3, DIM), x)
+
+
+def test_finite_values_whose_sum_is_not_are_fine() -> None:
+    check_finite("x", torch.full((3,), 3e38))
 
 
 @pytest.mark.parametrize("kernel", ["sorted", "dense"])

@@ -16,6 +16,7 @@ from moe_runtime._experts import Experts
 from moe_runtime._hash_router import HashRouter
 from moe_runtime._mixture import MixtureOfExperts, MixtureOutput, MultiGateMixtureOfExperts
 from moe_runtime._module_experts import ModuleExperts
+from moe_runtime._packed import PackedExperts, PackingReport, pack_experts
 from moe_runtime._penalties import (
     Decision,
     EntropyPenalty,
@@ -66,6 +67,8 @@ __all__ = [
     "ModuleExperts",
     "MultiGateMixtureOfExperts",
     "MutualInformationPenalty",
+    "PackedExperts",
+    "PackingReport",
     "PermutationSearch",
     "PretrainedModule",
     "ReLURouter",
@@ -88,6 +91,7 @@ __all__ = [
     "load_checkpoint",
     "load_tensors",
     "load_training_tensors",
+    "pack_experts",
     "plot_load",
     "plot_tree",
     "save_checkpoint",

@@ -20,6 +20,7 @@ from moe_runtime._checks import check_number, check_tensor, check_type
 from moe_runtime._expert_set import ExpertSet
 from moe_runtime._experts import Experts
 from moe_runtime._mixture import MultiGateMixtureOfExperts
+from moe_runtime._packed import PackedExperts
 from moe_runtime._router import hard_routing
 from moe_runtime.onnx._decided import decided_rows
 from moe_runtime.onnx._requirements import require
@@ -132,6 +133,9 @@ def export(
 
 def _check_model(model: nn.Module) -> None:
     check_type("model", model, nn.Module, "a torch.nn.Module")
+    if any(isinstance(module, PackedExperts) for module in model.modules()):
+        msg = "`model` must be exported before `pack_experts`, got one with packed experts."
+        raise ValueError(msg)
     wrong = sorted(
         f"{name} is {parameter.dtype} on {parameter.device}"
         for name, parameter in model.named_parameters()
