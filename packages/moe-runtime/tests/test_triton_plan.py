@@ -1,5 +1,6 @@
 """The plan that is made on the device lists what the plan that is counted lists."""
 
+import subprocess
 import sys
 
 import pytest
@@ -48,6 +49,23 @@ def test_gradients_of_the_pairs_weights_go_back_to_where_they_came_from(
 def test_more_pairs_than_promised_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="`max_active` is exceeded"):
         make_device_plan(torch.ones(1, 4, 3), max_active=2)
+
+
+def test_float32_is_rounded_to_tf32_only_where_pytorch_was_told_to() -> None:
+    code = """if True:
+    import torch
+    from moe_runtime._triton._run import choose_precision
+    print(choose_precision(allow_tf32=None), choose_precision(allow_tf32=True))
+    torch.backends.cuda.matmul.allow_tf32 = True
+    print(choose_precision(allow_tf32=None), choose_precision(allow_tf32=False))
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    print(choose_precision(allow_tf32=None))
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    print(choose_precision(allow_tf32=None))
+    """
+    # In a process of its own: settings of PyTorch cannot all be put back.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.split() == ["ieee", "tf32", "tf32", "ieee", "ieee", "tf32"]
 
 
 def test_without_triton_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

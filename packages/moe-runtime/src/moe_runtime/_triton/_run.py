@@ -54,7 +54,7 @@ def run_experts(
         for which the host waits once.
     allow_tf32
         Round the factors of float32 products to 10 bits; by default as
-        `torch.backends.cuda.matmul.allow_tf32` says, which is False unless it was set.
+        `torch.backends.cuda.matmul.fp32_precision` says: not unless it was set.
     table
         Sizes of tiles; by default those for the device.
 
@@ -73,21 +73,29 @@ def run_experts(
     if x_TD.device.type != "cuda" and not interpreted:
         msg = f"`x` must be on a CUDA device for the kernel 'triton', got {x_TD.device}."
         raise ValueError(msg)
-    if allow_tf32 is None:
-        allow_tf32 = torch.backends.cuda.matmul.allow_tf32
     settings = function.Settings(
         function.Launcher(
             plan=make_device_plan(weights_GTE.detach(), max_active=max_active),
             table=choose_table(x_TD) if table is None else table,
-            precision="tf32" if allow_tf32 else "ieee",
+            precision=choose_precision(allow_tf32=allow_tf32),
             interpreted=interpreted,
         ),
         activations=tuple(activations),
         keeps=torch.is_grad_enabled()
         and any(each is not None and each.requires_grad for each in (x_TD, weights_GTE, *stacks)),
     )
-    output: Tensor = function.MixtureFunction.apply(x_TD, weights_GTE, settings, *stacks)
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
+        output: Tensor = function.MixtureFunction.apply(x_TD, weights_GTE, settings, *stacks)
     return output
+
+
+def choose_precision(*, allow_tf32: bool | None) -> str:
+    """Choose how float32 is multiplied; by default as PyTorch is told to multiply matrices."""
+    if allow_tf32 is None:
+        # Not `allow_tf32`, which raises (PyTorch 2.13) where this one was set.
+        allow_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allow_tf32 else "ieee"
 
 
 def is_interpreted() -> bool:
