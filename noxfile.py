@@ -12,7 +12,7 @@ from packaging.version import Version
 nox.needs_version = ">=2025.2.9"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = [
-    "lint", "types", "tests", "interop", "lowest", "wheels", "docs", "quickstart",
+    "lint", "types", "tests", "triton", "interop", "lowest", "wheels", "docs", "quickstart",
 ]  # fmt: skip
 
 ROOT = Path(__file__).parent
@@ -39,6 +39,7 @@ UNDECLARED = {
         "onnxruntime",
         "sklearn",
         "tensorboard",
+        "triton",
     ),
     "benchmarks": ("jax", "transformers"),
 }
@@ -78,9 +79,11 @@ def install(
     session.install(*folders, *requirements, "--constraint", str(constraints))
 
 
-def run_tests(session: nox.Session, package: str, *options: str) -> None:
+def run_tests(
+    session: nox.Session, package: str, *options: str, env: dict[str, str] | None = None
+) -> None:
     """Run a package's tests against what is installed."""
-    session.run("pytest", str(folder(package) / "tests"), *options, *session.posargs)
+    session.run("pytest", str(folder(package) / "tests"), *options, *session.posargs, env=env)
 
 
 @nox.session(tags=["quick"])
@@ -113,6 +116,14 @@ def tests(session: nox.Session, package: str) -> None:
         extras = f"./{folder(package)}[numba,onnx,plots,tensorboard]"
         session.install(extras, "--constraint", str(CONSTRAINTS))
         run_tests(session, package, "-k", "numba or onnx or plots or writers")
+
+
+@nox.session
+def triton(session: nox.Session) -> None:
+    """Test the GPU kernels without a GPU: interpreted, and compiled for sm_90 (1 GB installed)."""
+    requirements = [f"./{folder('moe-runtime')}[gpu]", *group("moe-runtime", "test")]
+    install(session, "moe-runtime", requirements=requirements)
+    run_tests(session, "moe-runtime", "-k", "triton", env={"TRITON_INTERPRET": "1"})
 
 
 @nox.session

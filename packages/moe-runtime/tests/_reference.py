@@ -21,6 +21,7 @@ from moe_runtime import (
     TopKSparsemaxRouter,
     TreeTopKRouter,
 )
+from moe_runtime._kernels import KERNELS
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2,
@@ -30,6 +31,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 DIM, NUM_IDS = 6, 40
+# Those that run everywhere.
+CPU_KERNELS = sorted(set(KERNELS) - {"triton"})
 
 
 def biased_top_k(num_experts: int, k: int) -> TopKRouter:

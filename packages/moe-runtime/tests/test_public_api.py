@@ -15,7 +15,7 @@ import moe_runtime.onnx
 MODULES = [
     found.name
     for found in pkgutil.walk_packages(moe_runtime.__path__, "moe_runtime.")
-    if "onnx" not in found.name and "numba" not in found.name
+    if not any(extra in found.name for extra in ("numba", "onnx", "_triton"))
 ]
 PUBLIC = [name for name in moe_runtime.__all__ if not name.startswith("_")]
 

@@ -61,6 +61,8 @@ ACTIVATIONS = {
     "silu": Activation(F.silu, _grad_of_silu),
     "swiglu": Activation(F.silu, _grad_of_silu, gated=True),
 }
+# What the gate of a gated activation goes through.
+GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 
 
 def check_activation(name: str, value: str) -> None:

@@ -123,13 +123,22 @@ class Experts(ExpertSet):
         """Run the pairs of a plan, sorted by expert: (P, D) to (P, O)."""
         if not torch.is_grad_enabled():
             return self._forward_by_expert(x_PD, counts_E)
-        device = x_PD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        stacks = [
+        return run_layers(
+            x_PD.to(self.computed_in(x_PD)), counts_E, self.steps(), self.stacks(x_PD)
+        )
+
+    def computed_in(self, x: Tensor) -> torch.dtype:
+        """Return what products are computed in: what autocast says, or the parameters' dtype."""
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+
+    def stacks(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight and bias of each layer, in the dtype that they are computed in."""
+        dtype = self.computed_in(x)
+        return [
             (stack.weight.to(dtype), None if stack.bias is None else stack.bias.to(dtype))
             for stack in self._stacks()
         ]
-        return run_layers(x_PD.to(dtype), counts_E, self._steps(), stacks)
 
     def _forward_by_expert(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:
         """Run one expert after the other: what is between two layers then stays in the cache."""
@@ -139,14 +148,14 @@ class Experts(ExpertSet):
 
     def one(self, expert: int, x_TD: Tensor) -> Tensor:
         """Run one expert on every row: (T, D) to (T, O)."""
-        for stack, step in zip(self._stacks(), self._steps(), strict=True):
+        for stack, step in zip(self._stacks(), self.steps(), strict=True):
             x_TD = step(stack.one(expert, x_TD))
         return x_TD
 
     def every(self, x_TD: Tensor) -> Tensor:
         """Run every expert on every row: (T, D) to (E, T, O)."""
         x = x_TD
-        for stack, step in zip(self._stacks(), self._steps(), strict=True):
+        for stack, step in zip(self._stacks(), self.steps(), strict=True):
             x = step(stack.every(x))
         return x
 
@@ -155,7 +164,8 @@ class Experts(ExpertSet):
             assert isinstance(layer, StackedLinear)
             yield layer
 
-    def _steps(self) -> list[Step]:
+    def steps(self) -> list[Step]:
+        """Return what follows each layer, in this mode."""
         hidden = self.dropout if self.training else 0.0
         dropouts = [hidden] * (len(self.activations) - 1) + [0.0]
         return [

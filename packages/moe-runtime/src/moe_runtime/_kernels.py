@@ -9,7 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from moe_runtime import _triton
 from moe_runtime._expert_set import ExpertSet
+from moe_runtime._experts import Experts
 from moe_runtime._plan import Plan, gate_weights
 from moe_runtime._rows import combine, gather_rows
 
@@ -79,6 +81,20 @@ def _dense(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor) -> Tensor:
         return torch.einsum("gte,eto->gto", weights_GTE, y_ETO).to(dtype)
 
 
+def run_triton(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, plan: Plan) -> Tensor:
+    """Run Triton's kernels on a GPU; waits for the device only where no bound is known."""
+    if not isinstance(experts, Experts) or any(step.dropout for step in experts.steps()):
+        msg = "`kernel`='triton' runs `Experts` only, and in training only those without dropout."
+        raise ValueError(msg)
+    return _triton.run_experts(
+        x_TD.to(experts.computed_in(x_TD)),
+        weights_GTE,
+        [each for stack in experts.stacks(x_TD) for each in stack],
+        experts.activations,
+        max_active=plan.max_active,
+    )
+
+
 def _wide(weights: Tensor, y: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
     """Bring weights and outputs to a common dtype, and say which one the outputs had."""
     dtype = torch.promote_types(weights.dtype, y.dtype)
@@ -90,4 +106,5 @@ KERNELS: dict[str, Kernel] = {
     "gathered": run_gathered,
     "loop": run_loop,
     "sorted": run_sorted,
+    "triton": run_triton,
 }

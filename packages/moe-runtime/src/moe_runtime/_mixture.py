@@ -53,7 +53,8 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         How experts are run; the answer is the same up to rounding. ``"auto"`` takes what should
         be fastest, and `explain` says what that is. ``"sorted"`` copies the rows of each expert
         to a block, ``"gathered"`` goes from pair to pair, ``"dense"`` computes every pair, and
-        ``"loop"`` is the plain definition to compare with.
+        ``"loop"`` is the plain definition to compare with. ``"triton"`` (extra ``gpu``) is for
+        NVIDIA GPUs and has not been run on one yet, so that ``"auto"`` does not take it.
     threshold
         Weights whose size is at most this count as 0, and are 0 in the answer. They are not made
         up for: a row's other weights stay as they are.
@@ -96,6 +97,12 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         self.experts = experts
         self.kernel = kernel
         self.threshold = threshold
+
+    @property
+    def max_active(self) -> int:
+        """Most experts that a row can use in all gates together, as the routers are now."""
+        bounds = [router.max_active for router in self.routers if isinstance(router, Router)]
+        return min(sum(bounds), self.experts.num_experts)
 
     def route(self, x: Tensor, router_input: Tensor | None = None) -> list[Routing]:
         """Route rows through every gate, without running an expert."""
@@ -145,7 +152,7 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         weights, penalty = self._weights(x, router_input)
         x_TD = x.reshape(-1, x.shape[-1])
         weights_GTE = weights.reshape(len(self.routers), -1, self.experts.num_experts)
-        output_GTO = run_experts(self.experts, x_TD, weights_GTE, self.kernel)
+        output_GTO = run_experts(self.experts, x_TD, weights_GTE, self.kernel, self.max_active)
         shape = (len(self.routers), *x.shape[:-1], self.experts.out_features)
         return MixtureOutput(output_GTO.reshape(shape), penalty, weights)
 
@@ -265,7 +272,13 @@ def _stack(tensors: list[Tensor]) -> Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
-def run_experts(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: str) -> Tensor:
+def run_experts(
+    experts: ExpertSet,
+    x_TD: Tensor,
+    weights_GTE: Tensor,
+    kernel: str,
+    max_active: int | None = None,
+) -> Tensor:
     """Run the experts that have a weight and add up their outputs, shape (G, T, O)."""
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         assert isinstance(experts, Experts)
@@ -273,13 +286,15 @@ def run_experts(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: s
     if kernel == "dense":
         return run_dense(experts, x_TD, weights_GTE)
     if torch.compiler.is_compiling():
-        untraced: Tensor = _run_untraced(experts, x_TD, weights_GTE, kernel)
+        untraced: Tensor = _run_untraced(experts, x_TD, weights_GTE, kernel, max_active)
         return untraced
-    return _run_planned(experts, x_TD, weights_GTE, kernel)
+    return _run_planned(experts, x_TD, weights_GTE, kernel, max_active)
 
 
-def _run_planned(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: str) -> Tensor:
-    plan = make_plan(weights_GTE)
+def _run_planned(
+    experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: str, max_active: int | None
+) -> Tensor:
+    plan = make_plan(weights_GTE, max_active=max_active)
     if kernel == "auto":
         kernel = choose(experts, plan, x_TD.device, training=torch.is_grad_enabled())
     return KERNELS[kernel](experts, x_TD, weights_GTE, plan)

@@ -16,8 +16,11 @@ class Plan:
     experts, experts without rows and T = 0 are all fine.
     """
 
-    def __init__(self, mask_TE: Tensor) -> None:
+    def __init__(self, mask_TE: Tensor, *, max_active: int | None = None) -> None:
         self.mask_TE = mask_TE
+        # Most experts of a row, where the routers vouch for it: a bound of the pairs for which
+        # nothing waits for the device.
+        self.max_active = max_active
 
     @property
     def num_rows(self) -> int:
@@ -72,10 +75,11 @@ class Plan:
         return per_row_T.cumsum(0) - per_row_T
 
 
-def make_plan(weights_GTE: Tensor) -> Plan:
+def make_plan(weights_GTE: Tensor, *, max_active: int | None = None) -> Plan:
     """Plan the pairs that at least one gate gives a non-zero weight, each once."""
     mask_GTE = weights_GTE != 0
-    return Plan(mask_GTE[0] if mask_GTE.shape[0] == 1 else mask_GTE.any(0))
+    mask_TE = mask_GTE[0] if mask_GTE.shape[0] == 1 else mask_GTE.any(0)
+    return Plan(mask_TE, max_active=max_active)
 
 
 def gate_weights(weights_GTE: Tensor, plan: Plan) -> Tensor:

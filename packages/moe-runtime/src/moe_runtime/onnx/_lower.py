@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from moe_runtime._activations import GATED
+
 DOMAIN, OPERATOR = "moe_runtime", "Mixture"
 _OPERATORS = {"relu": "Relu", "gelu": "Gelu"}
-_GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 
 
 class Contents(NamedTuple):
@@ -167,10 +168,10 @@ def _run_expert(build: _Builder, value: ir.Value, contents: Contents, expert: in
 
 
 def _activate(build: _Builder, value: ir.Value, activation: str, num_features: int) -> ir.Value:
-    if activation in _GATED:
+    if activation in GATED:
         halves = build.constant([num_features // 2] * 2)
         gate, other = build.split(value, halves, 2, axis=1)
-        return build.op("Mul", _activate(build, gate, _GATED[activation], 0), other)
+        return build.op("Mul", _activate(build, gate, GATED[activation], 0), other)
     if activation == "identity":
         return value
     if activation == "silu":
