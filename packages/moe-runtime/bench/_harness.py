@@ -29,6 +29,7 @@ class Options(NamedTuple):
     """What a benchmark was asked for."""
 
     quick: bool
+    large: bool
     results: Path
 
     @property
@@ -49,11 +50,12 @@ def parse_options(description: str | None) -> Options:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--quick", action="store_true", help="few small sizes, to see that it runs")
+    parser.add_argument("--large", action="store_true", help="also sizes that take many minutes")
     parser.add_argument("--results", type=Path, help="folder for the JSON file")
     given = parser.parse_known_args()[0]
     torch.set_num_threads(given.threads)
     default = RESULTS / "quick" if given.quick else RESULTS
-    return Options(given.quick, given.results or default)
+    return Options(given.quick, given.large, given.results or default)
 
 
 def write(name: str, options: Options, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -17,11 +17,16 @@ from _harness import Model, Options, parse_options, time_models, write
 from _peers import PEERS, LeftOutError, Weights, ours
 from torch import Tensor
 
+from moe_runtime import pack_experts
+
 # DeepSpeed looks for an accelerator when it is imported.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 EXPERTS, SIZES, ROWS = (8, 64), ((768, 384), (768, 3072), (768, 48)), (1, 64, 1024)  # D, H
 QUICK_EXPERTS, QUICK_SIZES, QUICK_ROWS = (8,), ((768, 384), (768, 48)), (1, 64)
 K = 2
+# Experts above this are measured with `--large` only: every library takes seconds a step.
+LARGE_BYTES = 2**30
+PACKED = "moe-runtime, packed"
 # Sums of up to 3072 products in float32, in another order.
 TOLERANCE = 1e-4
 
@@ -60,6 +65,13 @@ def build(weights: Weights) -> tuple[dict[str, Model], dict[str, str]]:
     return models, left_out
 
 
+def pack(weights: Weights) -> Model:
+    """Build the layer of this package with its experts packed, for inference."""
+    model = ours(weights)
+    pack_experts(model.module)
+    return model
+
+
 def largest_difference(model: Model, reference: Model, x_TD: Tensor) -> float:
     """Compare outputs and input gradients, relative to the largest value of each."""
     answers = []
@@ -93,9 +105,15 @@ def measure(weights: Weights, x_TD: Tensor, options: Options) -> dict[str, Any]:
         "left_out": left_out,
     }
     per_pair = weights.first_EHD[0].numel() + weights.second_EDH[0].numel()
+    packed = {PACKED: pack(weights)}
+    with torch.no_grad():
+        reference_TD, packed_TD = (
+            model.call(x_TD) for model in (models["moe-runtime"], packed[PACKED])
+        )
+    torch.testing.assert_close(packed_TD, reference_TD, rtol=0, atol=TOLERANCE)
     for name, passes in (("inference", 1), ("training", 3)):
         row[name] = time_models(
-            models,
+            models | packed if name == "inference" else models,
             x_TD,
             training=passes == 3,
             options=options,
@@ -110,6 +128,9 @@ def main() -> None:
     given = (QUICK_EXPERTS, QUICK_SIZES, QUICK_ROWS) if options.quick else (EXPERTS, SIZES, ROWS)
     rows = []
     for gated, num_experts, (dim, hidden), num_rows in product((False, True), *given):
+        is_large = 4 * num_experts * (2 + gated) * dim * hidden > LARGE_BYTES
+        if is_large and not options.large:
+            continue
         weights, x_TD = draw(num_experts, dim, hidden, num_rows, gated=gated)
         row = measure(weights, x_TD, options)
         rows.append(row)

@@ -4,26 +4,64 @@ Axes: T rows, E experts, P (row, expert) pairs.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from moe_runtime._expert_set import ExpertSet
 from moe_runtime._plan import Plan
+from moe_runtime._products import ONEDNN_MULTIPLICATIONS
 
-# All times are microseconds of one thread of an x86 core with float32 (bench/kernels.py); only
-# their ratios decide. First, a matrix product: its call, a thousand multiplications in a large
-# product, and how many rows reading the weights costs as much as: few rows are slow.
-CALL = 4.0
-THOUSAND_MULTIPLICATIONS = 0.022
-ROWS_FOR_WEIGHTS = 14
-# A batched product: what each expert adds to it.
-BATCHED_EXPERT = 0.5
-# Moving a thousand numbers of rows to their experts' blocks, or back.
-THOUSAND_MOVED = 0.2
-# What a kernel does whatever the sizes, and for each row that it gathers.
-DENSE_BASE, GATHERED_BASE, GATHERED_ROW, SORTED_BASE = 15.0, 10.0, 15.0, 70.0
-# A training step against a forward pass: three products instead of one.
-TRAINING = 3
+
+class _Products(NamedTuple):
+    """What the products of one kind take: microseconds on one core of a Zen 5, float32."""
+
+    call: float  # of each layer of each expert
+    thousand: float  # a thousand multiplications
+    rows_for_weights: float  # reading an expert's weights costs as much as so many rows
+
+    def time(self, num_rows: float, num_weights: int, layers: int, thousands: float) -> float:
+        """Time of so many rows through so many experts, which have so many layers."""
+        rows = num_rows + self.rows_for_weights * num_weights
+        return self.call * layers * num_weights + self.thousand * thousands * rows
+
+
+class _Costs(NamedTuple):
+    """The cost model, fitted to what bench/kernels.py measures; only its ratios decide."""
+
+    sorted_base: float
+    sorted_weight: float  # looking at a thousand gate weights
+    sorted_moved: float  # moving a thousand numbers to the experts' blocks, or back
+    small: _Products
+    large: _Products  # those that oneDNN takes
+    dense_base: float
+    dense_moved: float
+    dense: _Products
+
+
+INFERENCE = _Costs(
+    sorted_base=60,
+    sorted_weight=9.8,
+    sorted_moved=0.37,
+    small=_Products(8.2, 0.032, 4),
+    large=_Products(24, 0.0088, 27),
+    dense_base=41,
+    dense_moved=0.45,
+    dense=_Products(0, 0.019, 8.5),
+)
+# Forward and backward.
+TRAINING = _Costs(
+    sorted_base=390,
+    sorted_weight=38,
+    sorted_moved=1.7,
+    small=_Products(17, 0.038, 30),
+    large=_Products(71, 0.025, 31),
+    dense_base=140,
+    dense_moved=2.9,
+    dense=_Products(0, 0.058, 29),
+)
+# Going from pair to pair, in inference.
+GATHERED_BASE, GATHERED_ROW, GATHERED = 19.0, 0.6, _Products(7.4, 0.0144, 6.9)
 # Above this share of active pairs the dense form is faster on devices that were not measured.
 DENSE_SHARE = 0.7
 
@@ -72,7 +110,7 @@ def explain(
     training: bool,
 ) -> Explanation:
     """Explain what `choose` takes, or that a kernel is asked for."""
-    times = _times(experts, plan, training=training) if device.type == "cpu" else {}
+    times = expected_microseconds(experts, plan, training=training) if device.type == "cpu" else {}
     if kernel != "auto":
         reason = "asked for"
     elif times:
@@ -87,36 +125,39 @@ def explain(
 
 def choose(experts: ExpertSet, plan: Plan, device: torch.device, *, training: bool) -> str:
     """Name the kernel that should take least time."""
+    if device.type == "cpu" and plan.num_rows == 1 and not training:
+        return "gathered"  # what it takes to compare would be a tenth of it
     if device.type == "cpu":
-        times = _times(experts, plan, training=training)
+        times = expected_microseconds(experts, plan, training=training)
         return min(times, key=times.__getitem__)
     return "dense" if plan.num_pairs > DENSE_SHARE * plan.num_rows * plan.num_experts else "sorted"
 
 
-def _times(experts: ExpertSet, plan: Plan, *, training: bool) -> dict[str, float]:
+def expected_microseconds(experts: ExpertSet, plan: Plan, *, training: bool) -> dict[str, float]:
     """Microseconds that each kernel should take on the CPU."""
+    costs = TRAINING if training else INFERENCE
     threads = torch.get_num_threads()
-    sizes = experts.layer_sizes
-    thousands = sum(inputs * outputs for inputs, outputs in sizes) / 1000 / threads
-    layers = len(sizes) * CALL
-    moved = (experts.in_features + experts.out_features) / 1000 / threads * THOUSAND_MOVED
-
-    def products(num_rows: int, num_weights: int) -> float:
-        rows = num_rows + ROWS_FOR_WEIGHTS * num_weights
-        return rows * thousands * THOUSAND_MULTIPLICATIONS
-
-    every = plan.num_rows * plan.num_experts
+    layers = len(experts.layer_sizes)
+    largest = max(inputs * outputs for inputs, outputs in experts.layer_sizes)
+    total = sum(inputs * outputs for inputs, outputs in experts.layer_sizes)
+    size = (layers, total / 1000 / threads)
+    num_cells = plan.num_rows * plan.num_experts
+    moved = (experts.in_features + experts.out_features) / 1000 / threads
+    rows_of_expert = plan.num_pairs / max(1, plan.num_used)
+    products = costs.large if rows_of_expert * largest >= ONEDNN_MULTIPLICATIONS else costs.small
     times = {
-        "dense": DENSE_BASE
-        + len(sizes) * (CALL + plan.num_experts * BATCHED_EXPERT)
-        + products(every, plan.num_experts)
-        + every * moved / 2,
-        "sorted": SORTED_BASE
-        + plan.num_used * layers
-        + products(plan.num_pairs, plan.num_used)
-        + plan.num_pairs * moved,
+        "dense": costs.dense_base
+        + costs.dense_moved * moved * num_cells
+        + costs.dense.time(num_cells, plan.num_experts, *size),
+        "sorted": costs.sorted_base
+        + costs.sorted_weight * num_cells / 1000
+        + costs.sorted_moved * moved * plan.num_pairs
+        + products.time(plan.num_pairs, plan.num_used, *size),
     }
-    if training:
-        return {name: TRAINING * time for name, time in times.items()}
-    gathered = GATHERED_BASE + plan.num_rows * GATHERED_ROW + plan.num_pairs * layers
-    return times | {"gathered": gathered + products(plan.num_pairs, plan.num_pairs)}
+    if not training:
+        times["gathered"] = (
+            GATHERED_BASE
+            + GATHERED_ROW * plan.num_rows
+            + GATHERED.time(plan.num_pairs, plan.num_pairs, *size)
+        )
+    return times

@@ -16,6 +16,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from moe_runtime._activations import ACTIVATIONS, Activation
+from moe_runtime._memory import new_empty
 from moe_runtime._products import linear, weight_gradient
 from moe_runtime._rows import apply
 
@@ -79,7 +80,7 @@ class _RunLayers(Function):
             saved += kept
         ctx.save_for_backward(x_PD, *stacks, *saved)
         ctx.counts_E, ctx.steps = counts_E, steps
-        return torch.cat(outputs) if outputs else _forward(x_PD, steps, _of_expert(stacks, 0))[0]
+        return _joined(outputs) if outputs else _forward(x_PD, steps, _of_expert(stacks, 0))[0]
 
     @staticmethod
     @once_differentiable
@@ -96,7 +97,7 @@ class _RunLayers(Function):
             grads_x.append(_backward(x_RD, grad_RO, steps, kept, *of_expert, need_x=need_x))
         if not need_x:
             return None, None, None, *grad_stacks
-        grad_x_PD = torch.cat(grads_x) if grads_x else torch.empty_like(x_PD)
+        grad_x_PD = _joined(grads_x) if grads_x else torch.empty_like(x_PD)
         return grad_x_PD, None, None, *grad_stacks
 
 
@@ -148,6 +149,12 @@ def _blocks(counts_E: list[int], *tensors: Tensor) -> Iterator[tuple[int, tuple[
     return ((expert, block) for expert, block in enumerate(blocks) if counts_E[expert])
 
 
+def _joined(blocks: list[Tensor]) -> Tensor:
+    num_rows = sum(block.shape[0] for block in blocks)
+    joined = new_empty(blocks[0], num_rows, blocks[0].shape[1])
+    return torch.cat(blocks, out=joined)
+
+
 def _of_expert(stacks: Sequence[Tensor | None], expert: int) -> list[Tensor | None]:
     return [None if stack is None else stack[expert] for stack in stacks]
 
@@ -162,7 +169,7 @@ def _empty_gradients(
     """
     unused = [expert for expert, count in enumerate(counts_E) if not count]
     gradients = [
-        torch.empty_like(stack) if need and stack is not None else None
+        new_empty(stack, *stack.shape) if need and stack is not None else None
         for stack, need in zip(stacks, needed, strict=True)
     ]
     for gradient in gradients:

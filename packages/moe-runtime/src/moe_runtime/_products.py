@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 # Multiplications, and rows, from which on oneDNN is ahead (bench/kernels.py).
-ONEDNN_MULTIPLICATIONS = 1_200_000
+ONEDNN_MULTIPLICATIONS = 2**20
 ONEDNN_ROWS = 2
 # The same for the gradient of a weight, whose result has to be copied to its place.
 ONEDNN_ROWS_OF_GRADIENT = 16

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from moe_runtime._memory import new_empty
 from moe_runtime._plan import Plan
 
 
@@ -29,11 +30,16 @@ def _sum_by_row(y_PO: Tensor, plan: Plan, weights_P: Tensor | None = None) -> Te
     )
 
 
+def _rows(x_TD: Tensor, plan: Plan) -> Tensor:
+    row_PD = new_empty(x_TD, plan.num_pairs, x_TD.shape[1])
+    return torch.index_select(x_TD, 0, plan.row_P, out=row_PD)
+
+
 class _GatherRows(Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, plan: Plan) -> Tensor:  # noqa: ANN401
         ctx.plan = plan
-        return x_TD.index_select(0, plan.row_P)
+        return _rows(x_TD, plan)
 
     @staticmethod
     @once_differentiable
@@ -55,7 +61,7 @@ class _Combine(Function):
         grad_y_PO = None
         grad_weights_GP = torch.empty_like(weights_GP)
         for gate, grad_TO in enumerate(grads[0]):
-            grad_PO = grad_TO.index_select(0, ctx.plan.row_P)
+            grad_PO = _rows(grad_TO, ctx.plan)
             torch.linalg.vecdot(grad_PO, y_PO, out=grad_weights_GP[gate])
             grad_PO.mul_(weights_GP[gate, :, None])
             grad_y_PO = grad_PO if grad_y_PO is None else grad_y_PO.add_(grad_PO)
