@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from _parallel import train_in_parallel
 from _reference import CPU_KERNELS, DIM, ROUTERS, TRAINED, awake, draw_inputs, make_mixture
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from moe_runtime import CometRouter, Experts, MixtureOfExperts
@@ -148,31 +148,11 @@ def test_clipping_by_norm_counts_each_expert_once() -> None:
     torch.testing.assert_close(clipped, clipped.new_tensor(0.5), rtol=1e-4, atol=0)
 
 
-def _train_in_parallel(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
-    torch.manual_seed(0)
-    mixture = MixtureOfExperts(awake(CometRouter(DIM, 5, k=2)), Experts(5, (DIM, 7, 4)))
-    # Not find_unused_parameters: no parameter may be left without a gradient.
-    parallel = DistributedDataParallel(mixture)
-    x = torch.load(Path(folder) / "x.pt", weights_only=True)
-    for _ in range(2):
-        # The second process has one row: most of its experts have none.
-        rows = x[:9] if rank == 0 else x[9:]
-        output, penalty, _ = parallel(rows)
-        torch.autograd.backward(output.square().sum() + penalty * len(rows))
-    grads = {name: parameter.grad for name, parameter in mixture.named_parameters()}
-    torch.save(grads, Path(folder) / f"grads{rank}.pt")
-    distributed.destroy_process_group()
-
-
 @pytest.mark.skipif(os.name != "posix", reason="starts processes by fork of a server")
 def test_two_processes_without_rows_for_some_experts_train_as_one(tmp_path: Path) -> None:
     x = torch.randn(10, DIM)
     torch.save(x, tmp_path / "x.pt")
-    spawn(_train_in_parallel, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(train_in_parallel, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     first, second = (
         torch.load(tmp_path / f"grads{rank}.pt", weights_only=True) for rank in range(2)
     )
