@@ -152,7 +152,14 @@ def test_clipping_by_norm_counts_each_expert_once() -> None:
 def test_two_processes_without_rows_for_some_experts_train_as_one(tmp_path: Path) -> None:
     x = torch.randn(10, DIM)
     torch.save(x, tmp_path / "x.pt")
-    spawn(train_in_parallel, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    processes = spawn(train_in_parallel, (str(tmp_path),), nprocs=2, join=False)  # type: ignore[no-untyped-call]
+    try:
+        # One call waits for one process. Seconds, of which five are enough on an idle machine.
+        ended = [processes.join(timeout=120) for _ in range(2)]
+        assert ended[-1]
+    finally:
+        for process in processes.processes:
+            process.kill()
     first, second = (
         torch.load(tmp_path / f"grads{rank}.pt", weights_only=True) for rank in range(2)
     )
