@@ -103,6 +103,10 @@ REFUSED: list[tuple[Callable[[MixtureOfExperts], object], str]] = [
         lambda model: save_checkpoint("never.ckpt", model.state_dict()),
         "have no state_dict: save the model before",
     ),
+    (
+        lambda model: model.save_pretrained("never"),
+        "have no state_dict: save the model before",
+    ),
     (lambda model: model.double(), "stay torch.float32 on the CPU: convert the model before"),
     (lambda model: model.to("meta"), "stay torch.float32 on the CPU: convert the model before"),
     (

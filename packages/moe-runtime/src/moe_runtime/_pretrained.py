@@ -83,6 +83,7 @@ class PretrainedModule(nn.Module):
             If an argument of a constructor cannot be saved; it is named. Nothing is written then.
         """
         check_type("folder", folder, (str, os.PathLike), "a path")
+        tensors = self.state_dict()  # which modules that cannot be saved refuse, and say why
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": _described(self)}
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         path = Path(folder)
@@ -91,7 +92,7 @@ class PretrainedModule(nn.Module):
         # files agree there is no config.json, never one of another model.
         if (path / CONFIG).exists() and (path / CONFIG).read_text(encoding="utf-8") != text:
             (path / CONFIG).unlink()
-        save_checkpoint(path / WEIGHTS, self.state_dict(), settings=config)
+        save_checkpoint(path / WEIGHTS, tensors, settings=config)
         beside = path / f".{CONFIG}.{os.getpid()}.tmp"
         beside.write_text(text, encoding="utf-8")
         beside.replace(path / CONFIG)
