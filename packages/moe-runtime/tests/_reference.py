@@ -25,6 +25,7 @@ from moe_runtime._kernels import KERNELS
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2,
+    "gelu_tanh": lambda x: x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
     "identity": lambda x: x,
     "relu": lambda x: torch.where(x > 0, x, 0),
     "silu": lambda x: x / (1 + torch.exp(-x)),

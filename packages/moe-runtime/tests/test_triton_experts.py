@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _reference import draw_gates
+from _reference import ACTIVATIONS, draw_gates
 from _triton_reference import DEVICE, GATED, TOLERANCES, compare, draw_stacks, require_triton
 from torch import Tensor
 
@@ -23,7 +23,7 @@ def test_equals_the_loop_at_every_size(num_rows: int, num_experts: int, num_gate
     compare(TWO, WIDTHS, num_rows=num_rows, num_experts=num_experts, num_gates=num_gates)
 
 
-@pytest.mark.parametrize("name", ["gelu", "identity", "relu", "silu", *GATED])
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *GATED])
 def test_equals_the_loop_for_every_activation(name: str) -> None:
     compare((name, "identity"), (5, 7, 3))
     compare(("silu", name), (5, 7, 3))

@@ -1,6 +1,7 @@
 """The activations that experts know, by the names that the field gives them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,11 @@ def _grad_of_gelu(grad: Tensor, y: Tensor) -> Tensor:
     return result
 
 
+def _grad_of_gelu_tanh(grad: Tensor, y: Tensor) -> Tensor:
+    result: Tensor = _aten.gelu_backward(grad, y, approximate="tanh")
+    return result
+
+
 def _grad_of_silu(grad: Tensor, y: Tensor) -> Tensor:
     result: Tensor = _aten.silu_backward(grad, y)
     return result
@@ -55,6 +61,7 @@ def _grad_of_silu(grad: Tensor, y: Tensor) -> Tensor:
 ACTIVATIONS = {
     "geglu": Activation(F.gelu, _grad_of_gelu, gated=True),
     "gelu": Activation(F.gelu, _grad_of_gelu),
+    "gelu_tanh": Activation(partial(F.gelu, approximate="tanh"), _grad_of_gelu_tanh),
     "identity": Activation(lambda y: y, lambda grad, _y: grad),
     "reglu": Activation(torch.relu, _grad_of_relu, gated=True),
     "relu": Activation(torch.relu, _grad_of_relu),

@@ -56,9 +56,10 @@ class Experts(ExpertSet):
         Features at the input, of each hidden layer, and at the output: ``(D, O)`` is one
         dense layer, ``(D, H, O)`` has one hidden layer.
     activation
-        Between layers: ``"relu"``, ``"gelu"`` (exact), ``"silu"``, ``"identity"``, or one
-        that is gated: ``"swiglu"``, ``"geglu"``, ``"reglu"``. A layer before a gated one has
-        2 H features: the first H are the gate, which is activated, the others what it multiplies.
+        Between layers: ``"relu"``, ``"gelu"`` (exact), ``"gelu_tanh"`` (its approximation,
+        as in GPT-2), ``"silu"``, ``"identity"``, or one that is gated: ``"swiglu"``,
+        ``"geglu"``, ``"reglu"``. A layer before a gated one has 2 H features: the first H are
+        the gate, which is activated, the others what it multiplies.
     output_activation
         After the last layer, from the same list.
     bias

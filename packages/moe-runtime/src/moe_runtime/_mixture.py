@@ -19,14 +19,11 @@ from moe_runtime._checks import (
 )
 from moe_runtime._choice import Explanation, choose, explain
 from moe_runtime._expert_set import ExpertSet
-from moe_runtime._experts import Experts
 from moe_runtime._kernels import KERNELS, run_dense
+from moe_runtime._onnx_node import is_exporting, onnx_node
 from moe_runtime._plan import make_plan
 from moe_runtime._pretrained import PretrainedModule
 from moe_runtime._router import Router, Routing
-
-# Operator that stands for one mixture while a model is exported; `moe_runtime.onnx` lowers it.
-ONNX_OPERATOR = "moe_runtime::Mixture"
 
 
 class MixtureOutput(NamedTuple):
@@ -144,15 +141,22 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         check_tensor("x", x)
         check_last_axis("x", x, self.experts.in_features)
         check_dtype("x", x, self.experts.dtype)
-        if mask is not None:
+        # Taking rows out is data-dependent, which an exported graph leaves to its mixtures.
+        if mask is not None and not is_exporting():
             kept = MultiGateMixtureOfExperts.forward(self, *_take(mask, x, router_input))
             return MixtureOutput(
                 _put_back(mask, kept.output), kept.penalty, _put_back(mask, kept.weights)
             )
         weights, penalty = self._weights(x, router_input)
+        if mask is not None:
+            weights = torch.where(mask[..., None], weights, 0)
         x_TD = x.reshape(-1, x.shape[-1])
         weights_GTE = weights.reshape(len(self.routers), -1, self.experts.num_experts)
-        output_GTO = run_experts(self.experts, x_TD, weights_GTE, self.kernel, self.max_active)
+        if is_exporting():
+            bounds = [router.max_active for router in self.routers if isinstance(router, Router)]
+            output_GTO = onnx_node(self.experts, x_TD, weights_GTE, bounds)
+        else:
+            output_GTO = run_experts(self.experts, x_TD, weights_GTE, self.kernel, self.max_active)
         shape = (len(self.routers), *x.shape[:-1], self.experts.out_features)
         return MixtureOutput(output_GTO.reshape(shape), penalty, weights)
 
@@ -280,9 +284,6 @@ def run_experts(
     max_active: int | None = None,
 ) -> Tensor:
     """Run the experts that have a weight and add up their outputs, shape (G, T, O)."""
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        assert isinstance(experts, Experts)
-        return _onnx_node(experts, x_TD, weights_GTE)
     if kernel == "dense":
         return run_dense(experts, x_TD, weights_GTE)
     if torch.compiler.is_compiling():
@@ -302,15 +303,3 @@ def _run_planned(
 
 # The number of pairs is data: a compiler would break the graph many times in there.
 _run_untraced = torch.compiler.disable(_run_planned)  # type: ignore[no-untyped-call]
-
-
-def _onnx_node(experts: Experts, x_TD: Tensor, weights_GTE: Tensor) -> Tensor:
-    stacks = [stack for layer in experts.layers for stack in layer.parameters()]
-    return torch.onnx.ops.symbolic(
-        ONNX_OPERATOR,
-        (x_TD, weights_GTE, *stacks),
-        attrs={"activations": list(experts.activations), "bias": int(experts.has_bias)},
-        dtype=x_TD.dtype,
-        shape=(weights_GTE.shape[0], x_TD.shape[0], experts.out_features),
-        version=1,
-    )

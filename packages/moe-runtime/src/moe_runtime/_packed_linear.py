@@ -17,6 +17,7 @@ from moe_runtime._products import linear
 # What oneDNN calls them, and its algorithm: the exact GELU is its "none".
 ONEDNN_ACTIVATIONS = {
     "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
     "identity": ("none", ""),
     "relu": ("relu", ""),
     "silu": ("swish", ""),

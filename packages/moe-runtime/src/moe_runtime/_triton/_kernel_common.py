@@ -17,6 +17,9 @@ def activate(z, ACTIVATION: tl.constexpr):
         return z * tl.sigmoid(z)
     elif ACTIVATION == "gelu":
         return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        # (1 + tanh u) / 2 is the sigmoid of 2 u.
+        return z * tl.sigmoid(1.5957691216057308 * z * (1.0 + 0.044715 * z * z))
     else:
         return z
 
@@ -32,6 +35,10 @@ def slope(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         share = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
         return share + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    elif ACTIVATION == "gelu_tanh":
+        share = tl.sigmoid(1.5957691216057308 * z * (1.0 + 0.044715 * z * z))
+        inner = 1.5957691216057308 * (1.0 + 3.0 * 0.044715 * z * z)
+        return share + z * share * (1.0 - share) * inner
     else:
         return tl.full(z.shape, 1.0, tl.float32)
 

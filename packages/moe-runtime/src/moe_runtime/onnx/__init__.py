@@ -3,7 +3,8 @@
 Needs the extra: ``pip install "moe-runtime[onnx]"``.
 """
 
-from moe_runtime.onnx._export import ExportError, export
-from moe_runtime.onnx._verification import Verification
+from moe_runtime.onnx._errors import ExportError, TargetError
+from moe_runtime.onnx._export import export, lower
+from moe_runtime.onnx._verification import Change, Verification
 
-__all__ = ["ExportError", "Verification", "export"]
+__all__ = ["Change", "ExportError", "TargetError", "Verification", "export", "lower"]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from moe_runtime._router import Router, Routing
 
-# Relative size of the noise on a router's input, about 80 float32 roundings: those of the
-# layers before it included.
-NOISE = 1e-5
+# Relative size of the noise on a router's input, in roundings of its dtype: those of the layers
+# before it included. 1e-5 for float32.
+NOISE_ROUNDINGS = 80
 # A score within rounding of a jump crosses it in about half of the draws.
 NUM_DRAWS = 16
 
@@ -43,8 +43,9 @@ def _mark_changed(
     # Ids have no rounding; and a router that does not see the model's rows tells nothing of them.
     if not x.is_floating_point() or out.weights[..., 0].numel() % num_rows:
         return
+    scale = NOISE_ROUNDINGS * torch.finfo(x.dtype).eps
     for _ in range(NUM_DRAWS):
-        noise = 1 + NOISE * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        slot_weights = router.forward(x * noise).slot_weights
+        noise = 1 + scale * torch.randn(x.shape, generator=generator, dtype=torch.float32)
+        slot_weights = router.forward((x * noise).to(x.dtype)).slot_weights
         changed = (slot_weights != 0) != (out.slot_weights != 0)
         decided &= ~changed.reshape(num_rows, -1).any(-1)

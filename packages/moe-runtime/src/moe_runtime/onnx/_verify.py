@@ -1,8 +1,13 @@
-"""Compare an exported model with the PyTorch model that it came from."""
+"""Compare exported models with the PyTorch model that they came from.
+
+Axes: T rows, D input features, O output features, E experts, G gates.
+"""
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -12,93 +17,211 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_runtime._activations import ACTIVATIONS
-from moe_runtime.onnx._lower import Contents, mixture_model
+from moe_runtime.onnx._graph import Contents
 
 # No row, one row, a row for a few experts only, and enough for every expert to have many.
 BATCH_SIZES = (0, 1, 2, 7, 33, 700)
+# Up to here rows use any number of experts; above, a few each, since all of them take long.
+MAX_DENSE_ROWS, FEW_EXPERTS = 33, 2
 # A race between threads shows only sometimes: ask more than once, with more than one thread.
 NUM_THREADS = 2
 NUM_REPEATS = 3
+# Weights that are packed a second time would double what an export of a large model needs.
+MAX_PACKED_BYTES = 2**28
+# Keeps rows of zeros from dividing by 0.
+SMALLEST_ROW = 1e-30
+
+Arrays = Mapping[str, NDArray[Any]]
 
 
-def open_session(model: str | os.PathLike[str] | bytes) -> ort.InferenceSession:
+class Case(NamedTuple):
+    """A batch, and PyTorch's answers for it."""
+
+    inputs: Arrays
+    answers: Arrays
+
+
+def open_session(
+    model: str | os.PathLike[str] | bytes, *, pack: bool = True
+) -> ort.InferenceSession:
     """Open a model on the CPU, with a fixed number of threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = NUM_THREADS
+    if not pack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     source = model if isinstance(model, bytes) else os.fspath(model)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def verify_model(
-    path: str | os.PathLike[str],
-    reference: Callable[..., Sequence[Tensor]],
-    example_inputs: Sequence[Tensor],
-    output_names: Sequence[str],
+    path: str | os.PathLike[str], cases: Sequence[Case], *, is_exact: bool, pack: bool = True
 ) -> dict[str, float]:
-    """Largest difference of each output over `BATCH_SIZES`, rows drawn from the examples.
-
-    Absolute where the answer is below 1, relative above.
-    """
-    session = open_session(path)
-    input_names = [value.name for value in session.get_inputs()]
-    errors = dict.fromkeys(output_names, 0.0)
-    for size in BATCH_SIZES:
-        rows = torch.arange(size) % example_inputs[0].shape[0]
-        inputs = [example[rows] for example in example_inputs]
-        expected = [output.numpy() for output in reference(*inputs)]
-        feeds = {name: value.numpy() for name, value in zip(input_names, inputs, strict=True)}
+    """Largest error of each output over all cases and repeats; see `Verification`."""
+    session = open_session(path, pack=pack)
+    errors: dict[str, float] = {}
+    for inputs, wanted in cases:
         for _ in range(NUM_REPEATS):
-            answers = session.run(list(output_names), feeds)
-            for name, answer, wanted in zip(output_names, answers, expected, strict=True):
-                error = _difference(answer, wanted, np.maximum(1.0, np.abs(wanted)))
-                errors[name] = float(np.maximum(errors[name], error))
+            found = session.run(list(wanted), dict(inputs))
+            for (name, answer), output in zip(wanted.items(), found, strict=True):
+                error = (difference if is_exact else relative_difference)(output, answer)
+                errors[name] = float(np.maximum(errors.get(name, 0.0), error))
     return errors
 
 
-def verify_mixture(contents: Contents, *, opset: int) -> float:
-    """Largest difference of one mixture alone, relative to its largest output.
+def verify_mixture(
+    model: ir.Model,
+    reference: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]],
+    *,
+    is_exact: bool = True,
+    bounds: Sequence[int] | None = None,
+) -> float:
+    """Largest error of one mixture alone, for gates that reach every expert.
 
-    The gates are drawn here, so that every expert is reached whatever the router does.
+    Parameters
+    ----------
+    model
+        From x (T, D) and gates (G, T, E) to y (G, T, O).
+    reference
+        The same in PyTorch, in float64.
+    is_exact
+        Whether to count the largest difference relative to the largest output; otherwise it is
+        that of any row, as a root mean square relative to the row's, or the average row's where
+        that is larger.
+    bounds
+        Most experts of a row in each gate, whose weights are then positive; None for any number
+        and either sign.
     """
-    model = mixture_model(contents, opset=opset)
-    session = open_session(ir.to_proto(model).SerializeToString())
+    x_value, gates_value = model.graph.inputs
+    num_gates, _, num_experts = _sizes(gates_value)
+    assert x_value.dtype is not None
     generator = np.random.default_rng(0)
-    num_experts, _, in_features = contents.weights[0].shape
     error = 0.0
-    for size in BATCH_SIZES:
-        x = generator.standard_normal((size, in_features), dtype=np.float32)
-        gates = generator.standard_normal((contents.num_gates, size, num_experts), dtype=np.float32)
-        share = generator.random((1, size, 1))  # from rows without experts to rows with all
-        gates = gates * (generator.random(gates.shape) < share)
-        expected = _mixture(x, gates, contents)
-        scale = np.abs(expected).max(initial=1.0)
-        for _ in range(NUM_REPEATS):
-            answer = session.run(None, {"x": x, "gates": gates.astype(np.float32)})[0]
-            error = float(np.maximum(error, _difference(answer, expected, scale)))
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session_of(model, Path(folder))
+        for size in (*BATCH_SIZES[:-1], max(BATCH_SIZES[-1], num_experts)):
+            x = generator.standard_normal((size, _sizes(x_value)[1]))
+            x = x.astype(x_value.dtype.numpy())
+            gates = draw_gates(generator, num_gates, size, num_experts, bounds)
+            wanted = reference(x, gates)
+            scale = np.abs(wanted).max(initial=1.0)
+            for _ in range(NUM_REPEATS):
+                answer = session.run(None, {"x": x, "gates": gates})[0]
+                apart = (
+                    difference(answer, wanted, scale) if is_exact else _worst_row(answer, wanted)
+                )
+                error = float(np.maximum(error, apart))
     return error
 
 
-def _mixture(x_TD: NDArray[Any], gates_GTE: NDArray[Any], contents: Contents) -> NDArray[Any]:
-    """Every expert on every row, in float64: the plain definition of a mixture."""
-    outputs = []
-    for expert in range(gates_GTE.shape[-1]):
-        value = torch.from_numpy(x_TD).double()
-        layers = zip(contents.weights, contents.biases, contents.activations, strict=True)
-        for weight, bias, activation in layers:
-            value = value @ torch.from_numpy(weight[expert]).double().T
+def draw_gates(
+    generator: np.random.Generator,
+    num_gates: int,
+    num_rows: int,
+    num_experts: int,
+    bounds: Sequence[int] | None = None,
+) -> NDArray[np.float32]:
+    """Draw gates (G, T, E) from rows without experts to rows with all, or the bound; float32.
+
+    Where there are as many rows as experts, each expert has one.
+    """
+    shape = (num_gates, num_rows, num_experts)
+    gates = generator.standard_normal(shape, dtype=np.float32)
+    most = num_experts if num_rows <= MAX_DENSE_ROWS else min(num_experts, 2 * FEW_EXPERTS)
+    limit_G = np.full(num_gates, most) if bounds is None else np.minimum(bounds, most)
+    count_GT = generator.integers(0, limit_G[:, None], shape[:2], endpoint=True)
+    order = generator.random(shape)
+    if num_rows >= num_experts:
+        each = np.arange(num_experts)
+        count_GT[:, each] = np.maximum(count_GT[:, each], 1)
+        order[:, each, each] = -1
+    is_kept = order.argsort(-1).argsort(-1) < count_GT[..., None]
+    return np.where(is_kept, gates if bounds is None else np.abs(gates), np.float32(0))
+
+
+def reference_of(contents: Contents) -> Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]:
+    """Return the plain definition of a mixture, in float64, one expert after the other."""
+
+    def run_expert(expert: int, x_RD: NDArray[Any]) -> NDArray[Any]:
+        value = _float64(x_RD)
+        for weight, bias, activation in contents.layers:
+            value = value @ _float64(weight.array[expert]).T
             if bias is not None:
-                value = value + torch.from_numpy(bias[expert]).double()
+                value = value + _float64(bias.array[expert])
             value = ACTIVATIONS[activation](value)
-        outputs.append(value.numpy())
-    mixed: NDArray[Any] = np.einsum("gte,eto->gto", gates_GTE, np.stack(outputs))
+        return value.numpy()
+
+    return lambda x, gates: mix(x, gates, run_expert, contents.out_features)
+
+
+def _float64(array: NDArray[Any]) -> Tensor:
+    """Copy an array, which may be a part of a file that cannot be written to."""
+    return torch.from_numpy(array.astype(np.float64))
+
+
+def mix(
+    x_TD: NDArray[Any],
+    gates_GTE: NDArray[Any],
+    run_expert: Callable[[int, NDArray[Any]], NDArray[Any]],
+    out_features: int,
+) -> NDArray[Any]:
+    """Run each expert on the rows that use it, and add up by row: (G, T, O) float64."""
+    mixed = np.zeros((*gates_GTE.shape[:2], out_features))
+    for expert in range(gates_GTE.shape[-1]):
+        rows = (gates_GTE[:, :, expert] != 0).any(0).nonzero()[0]
+        y_RO = run_expert(expert, x_TD[rows])
+        mixed[:, rows] += gates_GTE[:, rows, expert, None] * y_RO
     return mixed
 
 
-def _difference(answer: NDArray[Any], wanted: NDArray[Any], scale: NDArray[Any]) -> float:
+def difference(
+    answer: NDArray[Any], wanted: NDArray[Any], scale: NDArray[Any] | float | None = None
+) -> float:
+    """Largest difference, relative to `scale`: by default to the answer, where it is above 1."""
     if answer.shape != wanted.shape:
         return float("inf")
     # In float64: booleans cannot be subtracted, and unsigned integers wrap around.
     answer, wanted = answer.astype(np.float64), wanted.astype(np.float64)
+    scale = np.maximum(1.0, np.abs(wanted)) if scale is None else scale
     with np.errstate(invalid="ignore"):  # inf - inf, which are equal
-        difference = np.where(answer == wanted, 0.0, np.abs(answer - wanted) / scale)
-    return float(difference.max(initial=0.0))
+        apart = np.where(answer == wanted, 0.0, np.abs(answer - wanted) / scale)
+    return float(apart.max(initial=0.0))
+
+
+def relative_difference(answer: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Root mean square of the difference, relative to that of the answer."""
+    if answer.shape != wanted.shape:
+        return float("inf")
+    answer, wanted = answer.astype(np.float64), wanted.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.where(answer == wanted, 0.0, answer - wanted)
+    whole = float(np.linalg.norm(wanted))
+    return float(np.linalg.norm(apart)) / (whole or 1.0)
+
+
+def _worst_row(answer: NDArray[Any], wanted: NDArray[Any]) -> float:
+    if answer.shape != wanted.shape:
+        return float("inf")
+    apart = np.linalg.norm(answer - wanted, axis=-1)
+    whole = np.linalg.norm(wanted, axis=-1)
+    # A row whose experts cancel is compared with what rows are on average.
+    typical = np.sqrt(np.square(whole).mean()) if whole.size else 1.0
+    return float((apart / np.maximum(np.maximum(whole, typical), SMALLEST_ROW)).max(initial=0.0))
+
+
+def _session_of(model: ir.Model, folder: Path) -> ort.InferenceSession:
+    """Open a model; a large one through files, which cost no memory of their own."""
+    num_bytes = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+    if num_bytes < MAX_PACKED_BYTES:
+        return open_session(ir.to_proto(model).SerializeToString())
+    ir.save(model, folder / "mixture.onnx", external_data="mixture.data")
+    return open_session(folder / "mixture.onnx", pack=False)
+
+
+def _sizes(value: ir.Value) -> list[int]:
+    """Sizes of the axes; 0 for one that is not fixed."""
+    assert value.shape is not None
+    return [size if isinstance(size, int) else 0 for size in value.shape]

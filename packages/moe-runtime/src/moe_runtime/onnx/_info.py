@@ -1,0 +1,66 @@
+"""What `model_info.json` says of a model before it is lowered."""
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+import moe_runtime
+from moe_runtime._experts import Experts
+from moe_runtime._mixture import MultiGateMixtureOfExperts
+from moe_runtime._router import Router
+from moe_runtime.onnx._arguments import PACKAGES
+from moe_runtime.onnx._requirements import require
+
+
+def describe(model: nn.Module, traced: ir.Model) -> dict[str, Any]:
+    """Describe a model as its routers are now, hard or not."""
+    return {
+        "inputs": _values(traced.graph.inputs),
+        "outputs": _values(traced.graph.outputs),
+        "opset": traced.opset_imports[""],
+        "mixtures": [
+            _mixture(name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, MultiGateMixtureOfExperts)
+        ],
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the version of everything that has a part in an export."""
+    found = {name: require(name).__version__ for name in PACKAGES}
+    found |= {"moe_runtime": moe_runtime.__version__, "torch": torch.__version__}
+    return found | {"python": platform.python_version()}
+
+
+def _mixture(name: str, mixture: MultiGateMixtureOfExperts) -> dict[str, Any]:
+    routers = [router for router in mixture.routers if isinstance(router, Router)]
+    experts = mixture.experts
+    return {
+        "name": name,
+        "gates": [type(router).__name__ for router in routers],
+        "num_experts": experts.num_experts,
+        "k": [router.k for router in routers],
+        "max_active": [router.max_active for router in routers],
+        "in_features": experts.in_features,
+        "out_features": experts.out_features,
+        "layer_sizes": [list(sizes) for sizes in experts.layer_sizes],
+        "activations": list(experts.activations) if isinstance(experts, Experts) else None,
+        "dtype": str(experts.dtype).removeprefix("torch."),
+    }
+
+
+def _values(values: Sequence[ir.Value]) -> list[dict[str, Any]]:
+    return [
+        {"name": value.name, "dtype": str(value.dtype), "shape": _shape(value)} for value in values
+    ]
+
+
+def _shape(value: ir.Value) -> list[int | str]:
+    assert value.shape is not None
+    return [size if isinstance(size, int) else str(size) for size in value.shape]

@@ -1,0 +1,95 @@
+"""Lower a canonical model for another target, and verify it by the answers that were kept."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moe_runtime.onnx._files import (
+    CANONICAL_DATA_FILE,
+    CANONICAL_FILE,
+    EXAMPLES_FILE,
+    INFO_FILE,
+    digest,
+    load_examples,
+    staged,
+)
+from moe_runtime.onnx._finish import Work, finish, verify_mixtures
+from moe_runtime.onnx._info import versions
+from moe_runtime.onnx._lower import check_target
+from moe_runtime.onnx._trace import BATCH
+from moe_runtime.onnx._verification import Change, Verification
+from moe_runtime.onnx._verify import BATCH_SIZES, Case
+
+
+def write_lowered(
+    source: str | os.PathLike[str], folder: Path, *, target: str, tolerance: float | None
+) -> Verification:
+    """Write an export made from another one, or nothing."""
+    info = _read_info(Path(source))
+    model = ir.load(Path(source) / CANONICAL_FILE)
+    check_target(model, target)
+    examples = Case(*load_examples(Path(source) / EXAMPLES_FILE))
+    kept = info["verification"]
+    with staged(folder) as stage:
+        work = Work(
+            target=target,
+            tolerance=tolerance,
+            info=_kept(info),
+            mixture_errors=verify_mixtures(model, target),
+            num_undecided=kept["num_undecided"],
+            hardening={name: Change(*each) for name, each in kept["hardening"].items()},
+            cases=_cases(examples, info),
+            examples=examples,
+        )
+        return finish(stage, model, work)
+
+
+def _read_info(source: Path) -> dict[str, Any]:
+    """Read what is known of an export, and check the files that are needed of it."""
+    if not source.is_dir():
+        msg = f"`source` must be the folder of an export, got {source}."
+        raise NotADirectoryError(msg)
+    for name in (INFO_FILE, CANONICAL_FILE, EXAMPLES_FILE):
+        if not (source / name).exists():
+            msg = f"{source} has no {name}: export with `canonical`=True to lower again."
+            raise FileNotFoundError(msg)
+    try:
+        info: dict[str, Any] = json.loads((source / INFO_FILE).read_text(encoding="utf-8"))
+        digests = info["files"]
+    except (ValueError, KeyError) as error:
+        msg = f"{source / INFO_FILE} is damaged: {error}."
+        raise ValueError(msg) from error
+    for name in (CANONICAL_FILE, CANONICAL_DATA_FILE, EXAMPLES_FILE):
+        if name in digests and (
+            not (source / name).exists() or digest(source / name) != digests[name]
+        ):
+            msg = f"{source / name} is damaged or not of this export: its digest is another one."
+            raise ValueError(msg)
+    return info
+
+
+def _kept(info: dict[str, Any]) -> dict[str, Any]:
+    written = ("files", "sha256", "target", "tolerance", "verification")
+    kept = {name: value for name, value in info.items() if name not in written}
+    return kept | {"versions": versions()}
+
+
+def _cases(examples: Case, info: dict[str, Any]) -> list[Case]:
+    """Make batches of all sizes of the example rows, in turn; for outputs that have rows."""
+    num_rows = next(iter(examples.inputs.values())).shape[0]
+    axes = {
+        output["name"]: output["shape"].index(BATCH)
+        for output in info["outputs"]
+        if BATCH in output["shape"]
+    }
+    cases = [examples]
+    for size in BATCH_SIZES:
+        rows = np.arange(size) % num_rows
+        inputs = {name: array[rows] for name, array in examples.inputs.items()}
+        answers = {name: examples.answers[name].take(rows, axis) for name, axis in axes.items()}
+        cases.append(Case(inputs, answers))
+    return cases
