@@ -106,8 +106,9 @@ def verify(
                 measures.setdefault(name, _Measure()).add(answers[name], stored)
     quantised = info.get("target") == "int8"
     errors = {
-        name: measure.relative_rms() if quantised else measure.largest
-        for name, measure in measures.items()
+        value.name: measures[value.name].error(quantised=quantised)
+        for value in session.outputs
+        if value.name in measures
     }
     return StoredVerification(BATCH_SIZES, errors, tolerance)
 
@@ -130,8 +131,10 @@ class _Measure:
         self.squares[0] += float(np.square(difference).sum())
         self.squares[1] += float(np.square(wanted).sum())
 
-    def relative_rms(self) -> float:
-        """Of all rows together: few rows alone may have answers near 0."""
+    def error(self, *, quantised: bool) -> float:
+        if not quantised:
+            return self.largest
+        # Of all rows together: those of a small batch alone may have answers near 0.
         differences, answers = self.squares
         return math.sqrt(differences / answers) if answers else math.sqrt(differences)
 
