@@ -66,8 +66,9 @@ def run(given: argparse.Namespace) -> int:
     from moe_runtime._cli import _saved_model  # noqa: PLC0415
     from moe_runtime.onnx import export  # noqa: PLC0415
 
-    # A command's path has its own folder and not the user's.
-    sys.path.insert(0, str(Path.cwd()))
+    # A command looks for modules beside itself and not in the user's folder, which comes last,
+    # so that a name in it hides no package.
+    sys.path.append(str(Path.cwd()))
     for name in given.modules:
         importlib.import_module(name)
     model = _saved_model.load(given.model)

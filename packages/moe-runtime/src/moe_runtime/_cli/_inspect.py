@@ -64,16 +64,27 @@ def _heading(facts: dict[str, Any]) -> str:
 
 
 def _mixtures(mixtures: list[dict[str, Any]]) -> str:
-    rows = [
-        (
+    header = ["mixture", "gates", "experts", "k"]
+    rows: list[list[object]] = [
+        [
             each["name"] or "(the model)",
-            ", ".join(each["gates"]),
+            _listed(each["gates"]),
             each["num_experts"],
-            ", ".join(map(str, each["k"])),
-        )
+            _listed(each["k"]),
+        ]
         for each in mixtures
     ]
-    return format_table(("mixture", "gates", "experts", "k"), rows, left=2)
+    # Earlier exports do not say.
+    if all("dtype" in each and "layer_sizes" in each for each in mixtures):
+        header += ["dtype", "layers (in x out)"]
+        for row, each in zip(rows, mixtures, strict=True):
+            sizes = [" x ".join(map(str, layer)) for layer in each["layer_sizes"]]
+            row += [each["dtype"], _listed(sizes)]
+    return format_table(header, rows, left=2)
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _values(facts: dict[str, Any], which: str) -> str:

@@ -1,6 +1,7 @@
 """Read the command line, run one command, and turn errors into one line."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -51,6 +52,10 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = make_parser().parse_args(arguments)
+    # What long exports say of their progress.
+    logger, handler = logging.getLogger("moe_runtime"), logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         code: int = given.run(given)
     except KeyboardInterrupt:
@@ -61,4 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
     return code

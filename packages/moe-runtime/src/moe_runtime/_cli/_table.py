@@ -31,7 +31,14 @@ def format_verification(verification: "Verification") -> str:
     errors = dict(verification.output_errors)
     errors |= {f"mixture {i} alone": e for i, e in enumerate(verification.mixture_errors)}
     sizes = ", ".join(map(str, verification.batch_sizes))
-    return (
-        f"{format_errors(errors)}\nagainst PyTorch, in batches of {sizes} rows; left out, because "
-        f"rounding alone changes their experts: {verification.num_undecided} rows"
-    )
+    lines = [
+        format_errors(errors),
+        f"errors are against PyTorch, in batches of {sizes} rows",
+        f"rows left out, since rounding alone changes their experts: {verification.num_undecided}",
+    ]
+    # What the model loses by hard routing is no error of the export.
+    moved = getattr(verification, "hardening", {})
+    if moved:
+        shares = ", ".join(f"{name} {change.relative:.2%}" for name, change in moved.items())
+        lines.append(f"hard routing itself moves the outputs, root mean square: {shares}")
+    return "\n".join(lines)

@@ -111,7 +111,8 @@ def read_examples(folder: Path) -> Examples:
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an ``.npz`` file."""
     try:
-        with np.load(path) as archive:
+        # NumPy (2.4) leaves a file of its own open where it is damaged.
+        with path.open("rb") as file, np.load(file) as archive:
             return dict(archive)
     except FileNotFoundError as error:
         msg = f"{path} does not exist."

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moe_runtime.onnx._folder import (
     EXAMPLES_FILE,
     INFO_FILE,
+    MODEL_FILE,
     Examples,
     ModelError,
     check_count,
@@ -96,7 +97,7 @@ def verify(
     info = read_info(folder)
     check_files(folder, digests(info))
     tolerance = _tolerance(folder, info, tolerance)
-    session = Session(folder, num_threads=num_threads)
+    session = Session(folder / MODEL_FILE, num_threads=num_threads)
     measures: dict[str, _Measure] = {}
     for inputs, wanted in _batches(folder, session, read_examples(folder)):
         for _ in range(repeats):
