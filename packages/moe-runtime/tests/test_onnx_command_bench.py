@@ -88,7 +88,6 @@ def test_models_take_turns_and_none_is_always_first(
 
     monkeypatch.setattr(Session, "run", noted)
     monkeypatch.setattr(_latency, "BLOCK", 1e-9)  # one call a block
-    monkeypatch.setattr(_latency, "MAX_ROUNDS", FEWEST)
     models = open_models([str(exported)] * 2, provider="cpu", num_threads=1)
     timings: list[Timing] = []
     measure(timings, models, {"x": np.zeros((2, DIM), np.float32)}, [5], 1e-9)
@@ -113,9 +112,9 @@ def test_an_interruption_leaves_what_was_measured(
 
     monkeypatch.setattr(Session, "run", interrupted)
     monkeypatch.setattr(_latency, "BLOCK", 1e-9)
-    monkeypatch.setattr(_latency, "MAX_ROUNDS", FEWEST)
     path = tmp_path / "out.json"
-    done = run_command(capsys, "bench", exported, *QUICK, "--json", path)
+    arguments = [*QUICK, "--seconds", "1e-9", "--json", path]
+    done = run_command(capsys, "bench", exported, *arguments)
     assert done.code == 130
     assert done.err.endswith("interrupted: this is what was measured\n")
     assert [each["rounds"] for each in json.loads(path.read_text())["timings"]] == [FEWEST, 2]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from moe_runtime.onnx._folder import EXAMPLES_FILE, read_examples
 from moe_runtime.onnx._session import Session, TensorSpec
 
-MIN_ROUNDS, MAX_ROUNDS = 7, 1000
+MIN_ROUNDS = 7
 # Seconds of calls that are timed as one: long against the clock's own cost, and short against the
 # time slices of a machine that others use too.
 BLOCK = 0.002
@@ -111,11 +111,9 @@ def _time_in_turns(
     """Append whole rounds: milliseconds of a call by name."""
     repeats = {name: _repeats(call) for name, call in calls.items()}
     begin = time.perf_counter()
-    for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and time.perf_counter() - begin > seconds:
-            break
+    while len(rounds) < MIN_ROUNDS or time.perf_counter() - begin < seconds:
         # The one after a large model finds its caches taken: not always the same one.
-        names = list(calls)[:: 1 if done % 2 else -1]
+        names = list(calls)[:: 1 if len(rounds) % 2 else -1]
         rounds.append({name: _time(calls[name], repeats[name]) for name in names})
 
 
