@@ -186,7 +186,7 @@ def test_lower_passes_on_what_it_was_asked_for(
         calls.append((source, folder, options))
         found = Verification((1, 7), {"y": 0.00123}, (0.25,), 3)
         change = SimpleNamespace(relative=0.125)
-        return SimpleNamespace(**vars(found), hardening={"y": change})
+        return SimpleNamespace(**{**vars(found), "hardening": {"y": change}})
 
     monkeypatch.setattr(moe_runtime.onnx, "lower", lower, raising=False)
     done = run_command(capsys, "lower", "a", "b", "--target", "int8", "--tolerance", "0.5")
