@@ -46,3 +46,11 @@ def _seeded() -> None:
 def _threads_restored() -> Iterator[None]:
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an export of a mixture with examples, to be copied before it is changed."""
+    from _exported import export_mixture  # noqa: PLC0415 - after its folder is on the path
+
+    return export_mixture(tmp_path_factory.mktemp("exported"))

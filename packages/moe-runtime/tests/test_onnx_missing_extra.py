@@ -1,4 +1,4 @@
-"""Without the extra everything imports, and `export` says what to install."""
+"""Without the extra everything imports, and what needs it says what to install."""
 
 import re
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _command import refusal
 from _reference import DIM, make_mixture
 
 PACKAGES = ["onnx", "onnx_ir", "onnxscript", "onnxruntime"]
@@ -38,3 +39,25 @@ def test_export_names_the_extra_when_a_package_is_missing(
         )
     assert caught.value.name == missing
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("provider", "extra"), [("cpu", "onnx"), ("cuda", "onnx-gpu")])
+def test_a_session_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, extra: str
+) -> None:
+    from moe_runtime.onnx import Session  # noqa: PLC0415 - imported without the extra
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    message = f"'onnxruntime', which is not installed: pip install \"moe-runtime[{extra}]\""
+    with pytest.raises(ModuleNotFoundError, match=re.escape(message)):
+        Session(tmp_path, provider=provider)
+
+
+def test_inspecting_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    message = "inspect needs the package 'onnx', which is not installed: "
+    assert refusal(capsys, "inspect", tmp_path) == f'{message}pip install "moe-runtime[onnx]"'

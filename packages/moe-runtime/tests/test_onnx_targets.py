@@ -21,7 +21,7 @@ from moe_runtime import (
     TopKRouter,
     hard_routing,
 )
-from moe_runtime.onnx import TargetError, Verification, export, lower
+from moe_runtime.onnx import ModelError, TargetError, Verification, export, lower
 from moe_runtime.onnx._decided import decided_rows
 
 for extra in ("onnx", "onnxscript", "onnxruntime"):
@@ -343,35 +343,23 @@ def test_nothing_of_the_users_machine_is_in_the_model(
 
 
 @pytest.mark.parametrize(
-    ("damage", "error", "message"),
+    ("damage", "message"),
     [
-        (
-            lambda folder: (folder / "canonical.onnx").unlink(),
-            FileNotFoundError,
-            "has no canonical",
-        ),
-        (
-            lambda folder: (folder / "examples.npz").write_bytes(b"PK"),
-            ValueError,
-            "examples.npz is",
-        ),
-        (
-            lambda folder: (folder / "canonical.onnx").write_bytes(b"\x08\x0a"),
-            ValueError,
-            "canonical.onnx is damaged or not of this export",
-        ),
-        (lambda folder: (folder / "model_info.json").write_text("{"), ValueError, "is damaged: "),
+        (lambda folder: (folder / "canonical.onnx").unlink(), "canonical.onnx is missing: "),
+        (lambda folder: (folder / "examples.npz").write_bytes(b"PK"), "npz is damaged: its SHA"),
+        (lambda folder: (folder / "canonical.onnx").write_bytes(b""), "onnx is damaged: its SHA"),
+        (lambda folder: (folder / "model_info.json").write_text("{"), "model_info.json is damaged"),
     ],
 )
 def test_a_damaged_export_is_not_lowered(
-    exported: tuple[Path, Verification], tmp_path: Path, damage: Any, error: Any, message: str
+    exported: tuple[Path, Verification], tmp_path: Path, damage: Any, message: str
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for path in exported[0].iterdir():
         (source / path.name).write_bytes(path.read_bytes())
     damage(source)
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(ModelError, match=re.escape(message)):
         lower(source, tmp_path / "out", target="scan")
     assert not (tmp_path / "out").exists()
 
@@ -379,7 +367,13 @@ def test_a_damaged_export_is_not_lowered(
 def test_a_folder_that_is_no_export_is_not_lowered(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="`source` must be the folder of an export"):
         lower(tmp_path / "nothing", tmp_path / "out", target="scan")
-    with pytest.raises(FileNotFoundError, match=re.escape("has no model_info.json: export with")):
+    with pytest.raises(ModelError, match=re.escape("model_info.json cannot be read: No such")):
+        lower(tmp_path, tmp_path / "out", target="scan")
+
+
+def test_an_export_without_its_canonical_form_is_not_lowered(tmp_path: Path) -> None:
+    export_block(Block("relu", TopKRouter(DIM, 4, k=2)), tmp_path)
+    with pytest.raises(ModelError, match=r"has no canonical\.onnx: export with `canonical`=True"):
         lower(tmp_path, tmp_path / "out", target="scan")
 
 

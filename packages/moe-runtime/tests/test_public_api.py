@@ -42,10 +42,15 @@ def test_all_of_onnx_is_there_and_documented() -> None:
     assert moe_runtime.onnx.__all__ == [
         "Change",
         "ExportError",
+        "ModelError",
+        "Session",
+        "StoredVerification",
         "TargetError",
+        "TensorSpec",
         "Verification",
         "export",
         "lower",
+        "verify",
     ]
     for name in moe_runtime.onnx.__all__:
         assert getattr(moe_runtime.onnx, name).__doc__

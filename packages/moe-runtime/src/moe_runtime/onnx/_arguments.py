@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from moe_runtime._checks import check_number, check_tensor, check_type
 from moe_runtime._packed import PackedExperts
 from moe_runtime.onnx._requirements import require
+from moe_runtime.onnx._targets import TARGETS
 
 PACKAGES = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
-TARGETS = ("unrolled", "scan", "onnxruntime", "int8")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

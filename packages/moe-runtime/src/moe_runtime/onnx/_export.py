@@ -130,8 +130,8 @@ def lower(
         If the answers differ by more than `tolerance`: nothing is written.
     TargetError
         If the target cannot run one of the mixtures; it is named, with the reason.
-    FileNotFoundError, NotADirectoryError, ValueError
-        If `source` is no such export, or one of its files is damaged.
+    ModelError, NotADirectoryError
+        If `source` is no such export, or one of its files is missing or damaged.
     """
     _arguments.check_extra()
     _arguments.check_target(target)

@@ -1,8 +1,6 @@
 """The files of an exported model, written beside and renamed."""
 
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,11 +11,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moe_runtime.onnx._folder import (
+    CANONICAL_DATA_FILE,
+    CANONICAL_FILE,
+    DATA_FILE,
+    EXAMPLES_FILE,
+    INFO_FILE,
+    MODEL_FILE,
+    digest_of,
+)
 from moe_runtime.onnx._verify import Arrays
 
-MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
-CANONICAL_FILE, CANONICAL_DATA_FILE = "canonical.onnx", "canonical.onnx.data"
-INFO_FILE, EXAMPLES_FILE = "model_info.json", "examples.npz"
 # In the order in which they appear: what says that a model is whole comes last.
 FILES = (
     CANONICAL_DATA_FILE, CANONICAL_FILE, EXAMPLES_FILE, DATA_FILE, MODEL_FILE, INFO_FILE,
@@ -68,25 +72,9 @@ def save_examples(path: Path, inputs: Arrays, answers: Arrays) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
-def load_examples(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what `save_examples` wrote."""
-    with np.load(path) as arrays:
-        inputs, answers = (
-            {name.removeprefix(part): arrays[name] for name in arrays if name.startswith(part)}
-            for part in ("input.", "output.")
-        )
-    return inputs, answers
-
-
 def save_info(folder: Path, info: Mapping[str, Any]) -> None:
     """Write what is known of a model, and a digest of each of its files."""
-    digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
+    digests = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
     whole = {**info, "sha256": digests[MODEL_FILE], "files": digests}
     text = json.dumps(whole, indent=2) + "\n"
     (folder / INFO_FILE).write_text(text, encoding="utf-8")
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,19 +8,15 @@ from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
+from moe_runtime.onnx._difference import BATCH_SIZES
 from moe_runtime.onnx._errors import ExportError
-from moe_runtime.onnx._files import (
-    EXAMPLES_FILE,
-    MODEL_FILE,
-    save_examples,
-    save_info,
-    save_model,
-)
+from moe_runtime.onnx._files import save_examples, save_info, save_model
+from moe_runtime.onnx._folder import EXAMPLES_FILE, MODEL_FILE
 from moe_runtime.onnx._graph import mixture_nodes, read_mixture
 from moe_runtime.onnx._lower import TARGETS, lower_mixtures, mixture_model
 from moe_runtime.onnx._trace import store_bfloat16
 from moe_runtime.onnx._verification import Change, Verification
-from moe_runtime.onnx._verify import BATCH_SIZES, Case, reference_of, verify_mixture, verify_model
+from moe_runtime.onnx._verify import Case, reference_of, verify_mixture, verify_model
 
 logger = logging.getLogger("moe_runtime.onnx")
 # Largest error that is accepted: float32, a model with float16 in it, and 8-bit weights.

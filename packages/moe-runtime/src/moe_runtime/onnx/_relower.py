@@ -1,6 +1,5 @@
 """Lower a canonical model for another target, and verify it by the answers that were kept."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,31 +7,37 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moe_runtime.onnx._files import (
+from moe_runtime.onnx._difference import BATCH_SIZES
+from moe_runtime.onnx._files import staged
+from moe_runtime.onnx._finish import Work, finish, verify_mixtures
+from moe_runtime.onnx._folder import (
     CANONICAL_DATA_FILE,
     CANONICAL_FILE,
     EXAMPLES_FILE,
-    INFO_FILE,
-    digest,
-    load_examples,
-    staged,
+    ModelError,
+    check_files,
+    digests,
+    read_examples,
+    read_info,
 )
-from moe_runtime.onnx._finish import Work, finish, verify_mixtures
 from moe_runtime.onnx._info import versions
 from moe_runtime.onnx._lower import check_target
 from moe_runtime.onnx._trace import BATCH
 from moe_runtime.onnx._verification import Change, Verification
-from moe_runtime.onnx._verify import BATCH_SIZES, Case
+from moe_runtime.onnx._verify import Case
+
+# What `finish` writes anew.
+WRITTEN = ("files", "sha256", "target", "tolerance", "verification")
 
 
 def write_lowered(
     source: str | os.PathLike[str], folder: Path, *, target: str, tolerance: float | None
 ) -> Verification:
     """Write an export made from another one, or nothing."""
-    info = _read_info(Path(source))
+    info = _checked_info(Path(source))
     model = ir.load(Path(source) / CANONICAL_FILE)
     check_target(model, target)
-    examples = Case(*load_examples(Path(source) / EXAMPLES_FILE))
+    examples = Case(*read_examples(Path(source)))
     kept = info["verification"]
     with staged(folder) as stage:
         work = Work(
@@ -48,33 +53,23 @@ def write_lowered(
         return finish(stage, model, work)
 
 
-def _read_info(source: Path) -> dict[str, Any]:
+def _checked_info(source: Path) -> dict[str, Any]:
     """Read what is known of an export, and check the files that are needed of it."""
     if not source.is_dir():
         msg = f"`source` must be the folder of an export, got {source}."
         raise NotADirectoryError(msg)
-    for name in (INFO_FILE, CANONICAL_FILE, EXAMPLES_FILE):
-        if not (source / name).exists():
-            msg = f"{source} has no {name}: export with `canonical`=True to lower again."
-            raise FileNotFoundError(msg)
-    try:
-        info: dict[str, Any] = json.loads((source / INFO_FILE).read_text(encoding="utf-8"))
-        digests = info["files"]
-    except (ValueError, KeyError) as error:
-        msg = f"{source / INFO_FILE} is damaged: {error}."
-        raise ValueError(msg) from error
-    for name in (CANONICAL_FILE, CANONICAL_DATA_FILE, EXAMPLES_FILE):
-        if name in digests and (
-            not (source / name).exists() or digest(source / name) != digests[name]
-        ):
-            msg = f"{source / name} is damaged or not of this export: its digest is another one."
-            raise ValueError(msg)
+    info = read_info(source)
+    listed = digests(info)
+    if CANONICAL_FILE not in listed:
+        msg = f"{source} has no {CANONICAL_FILE}: export with `canonical`=True to lower again."
+        raise ModelError(msg)
+    needed = (CANONICAL_FILE, CANONICAL_DATA_FILE, EXAMPLES_FILE)
+    check_files(source, {name: listed[name] for name in needed if name in listed})
     return info
 
 
 def _kept(info: dict[str, Any]) -> dict[str, Any]:
-    written = ("files", "sha256", "target", "tolerance", "verification")
-    kept = {name: value for name, value in info.items() if name not in written}
+    kept = {name: value for name, value in info.items() if name not in WRITTEN}
     return kept | {"versions": versions()}
 
 

@@ -17,7 +17,7 @@ class Verification:
     """What was compared, and how far PyTorch and ONNX Runtime were apart at most.
 
     Errors are absolute where an answer is below 1 and relative above. With 8-bit weights they
-    are root mean squares relative to the answer: of each output over all rows, and of the worst
+    are root mean squares relative to the answer: of each output over all batches, and of the worst
     row of each mixture alone, relative to an average row where the row is smaller.
     """
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_runtime._activations import ACTIVATIONS
+from moe_runtime.onnx._difference import BATCH_SIZES, Difference, distance
 from moe_runtime.onnx._graph import Contents
 
-# No row, one row, a row for a few experts only, and enough for every expert to have many.
-BATCH_SIZES = (0, 1, 2, 7, 33, 700)
 # Up to here rows use any number of experts; above, a few each, since all of them take long.
 MAX_DENSE_ROWS, FEW_EXPERTS = 33, 2
 # A race between threads shows only sometimes: ask more than once, with more than one thread.
@@ -58,14 +57,13 @@ def verify_model(
 ) -> dict[str, float]:
     """Largest error of each output over all cases and repeats; see `Verification`."""
     session = open_session(path, pack=pack)
-    errors: dict[str, float] = {}
+    differences: dict[str, Difference] = {}
     for inputs, wanted in cases:
         for _ in range(NUM_REPEATS):
             found = session.run(list(wanted), dict(inputs))
             for (name, answer), output in zip(wanted.items(), found, strict=True):
-                error = (difference if is_exact else relative_difference)(output, answer)
-                errors[name] = float(np.maximum(errors.get(name, 0.0), error))
-    return errors
+                differences.setdefault(name, Difference()).add(output, answer)
+    return {name: each.error(is_exact=is_exact) for name, each in differences.items()}
 
 
 def verify_mixture(
@@ -103,13 +101,10 @@ def verify_mixture(
             x = x.astype(x_value.dtype.numpy())
             gates = draw_gates(generator, num_gates, size, num_experts, bounds)
             wanted = reference(x, gates)
-            scale = np.abs(wanted).max(initial=1.0)
             for _ in range(NUM_REPEATS):
                 answer = session.run(None, {"x": x, "gates": gates})[0]
-                apart = (
-                    difference(answer, wanted, scale) if is_exact else _worst_row(answer, wanted)
-                )
-                error = float(np.maximum(error, apart))
+                found = (_worst_number if is_exact else _worst_row)(answer, wanted)
+                error = float(np.maximum(error, found))
     return error
 
 
@@ -173,35 +168,17 @@ def mix(
     return mixed
 
 
-def difference(
-    answer: NDArray[Any], wanted: NDArray[Any], scale: NDArray[Any] | float | None = None
-) -> float:
-    """Largest difference, relative to `scale`: by default to the answer, where it is above 1."""
+def _worst_number(answer: NDArray[Any], wanted: NDArray[Any]) -> float:
     if answer.shape != wanted.shape:
         return float("inf")
-    # In float64: booleans cannot be subtracted, and unsigned integers wrap around.
-    answer, wanted = answer.astype(np.float64), wanted.astype(np.float64)
-    scale = np.maximum(1.0, np.abs(wanted)) if scale is None else scale
-    with np.errstate(invalid="ignore"):  # inf - inf, which are equal
-        apart = np.where(answer == wanted, 0.0, np.abs(answer - wanted) / scale)
-    return float(apart.max(initial=0.0))
-
-
-def relative_difference(answer: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Root mean square of the difference, relative to that of the answer."""
-    if answer.shape != wanted.shape:
-        return float("inf")
-    answer, wanted = answer.astype(np.float64), wanted.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        apart = np.where(answer == wanted, 0.0, answer - wanted)
-    whole = float(np.linalg.norm(wanted))
-    return float(np.linalg.norm(apart)) / (whole or 1.0)
+    scale = np.abs(wanted).max(initial=1.0)
+    return float((distance(answer, wanted) / scale).max(initial=0.0))
 
 
 def _worst_row(answer: NDArray[Any], wanted: NDArray[Any]) -> float:
     if answer.shape != wanted.shape:
         return float("inf")
-    apart = np.linalg.norm(answer - wanted, axis=-1)
+    apart = np.linalg.norm(distance(answer, wanted), axis=-1)
     whole = np.linalg.norm(wanted, axis=-1)
     # A row whose experts cancel is compared with what rows are on average.
     typical = np.sqrt(np.square(whole).mean()) if whole.size else 1.0

@@ -16,15 +16,17 @@ from moe_runtime._expert_set import ExpertSet
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._router import hard_routing
 from moe_runtime.onnx._decided import decided_rows
+from moe_runtime.onnx._difference import BATCH_SIZES
 from moe_runtime.onnx._errors import ExportError
-from moe_runtime.onnx._files import CANONICAL_FILE, save_model, staged
+from moe_runtime.onnx._files import save_model, staged
 from moe_runtime.onnx._finish import Work, finish, verify_mixtures
+from moe_runtime.onnx._folder import CANONICAL_FILE
 from moe_runtime.onnx._info import describe
 from moe_runtime.onnx._lower import MODULES, check_target
 from moe_runtime.onnx._modules import inline, module_mixture, module_nodes
 from moe_runtime.onnx._trace import BATCH, trace, without_bfloat16
 from moe_runtime.onnx._verification import Change, Verification
-from moe_runtime.onnx._verify import BATCH_SIZES, Case, mix, verify_mixture
+from moe_runtime.onnx._verify import Case, mix, verify_mixture
 
 logger = logging.getLogger("moe_runtime.onnx")
 # Batches that are verified once more, at half the size of every other dynamic axis.

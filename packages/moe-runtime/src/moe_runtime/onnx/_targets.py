@@ -1,0 +1,3 @@
+"""The names of the targets, for those who only ask for one."""
+
+TARGETS = ("unrolled", "scan", "onnxruntime", "int8")
