@@ -39,7 +39,13 @@ def test_everything_public_is_documented(name: str) -> None:
 
 
 def test_all_of_onnx_is_there_and_documented() -> None:
-    assert moe_runtime.onnx.__all__ == ["ExportError", "Verification", "export"]
+    assert moe_runtime.onnx.__all__ == [
+        "ExportError",
+        "Verification",
+        "export",
+        "write_mlserver_folder",
+        "write_triton_repository",
+    ]
     for name in moe_runtime.onnx.__all__:
         assert getattr(moe_runtime.onnx, name).__doc__
 
