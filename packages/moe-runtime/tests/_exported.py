@@ -28,11 +28,13 @@ def write_exported(
     model: bytes = MODEL,
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(model)
+    contents = {"model.onnx": model}
     if weights is not None:
-        (folder / "model.onnx.data").write_bytes(weights)
-    digest = hashlib.sha256(model).hexdigest()
-    info = {"inputs": inputs, "outputs": outputs, "sha256": digest}
+        contents["model.onnx.data"] = weights
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    info = {"inputs": inputs, "outputs": outputs, "sha256": digests["model.onnx"], "files": digests}
     (folder / "model_info.json").write_text(json.dumps(info))
     return folder
 

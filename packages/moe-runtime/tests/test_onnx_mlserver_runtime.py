@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -52,7 +53,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             vars(module).update(members)
             patch.setitem(sys.modules, name, module)
         parent = tmp_path_factory.mktemp("models")
-        exported = write_exported(parent / "exported", model=every_type())
+        content, weights = every_type(parent / "built")
+        exported = write_exported(parent / "exported", model=content, weights=weights)
         folder = write_mlserver_folder(exported, parent / "moe", name="moe")
         spec = importlib.util.spec_from_file_location("runtime", folder / "moe_onnx_runtime.py")
         assert spec is not None
@@ -65,9 +67,9 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield model
 
 
-def every_type() -> bytes:
-    """A model that looks up rows of a table, and hands values of every type through."""
-    from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415 - the extra
+def every_type(folder: Path) -> tuple[bytes, bytes]:
+    """A model that looks up rows of a table, beside it, and hands values of every type through."""
+    from onnx import TensorProto, helper, numpy_helper, save  # noqa: PLC0415 - the extra
 
     kinds = {"x": "FLOAT", "half": "FLOAT16", "double": "DOUBLE", "small": "INT32", "flag": "BOOL"}
     shapes: dict[str, list[str | int]] = {name: ["batch", 2] for name in kinds}
@@ -89,8 +91,10 @@ def every_type() -> bytes:
     graph = helper.make_graph(nodes, "every_type", inputs, outputs, [table])
     opsets = [helper.make_opsetid("", 20)]
     model = helper.make_model(graph, ir_version=10, opset_imports=opsets)
-    content: bytes = model.SerializeToString()
-    return content
+    folder.mkdir()
+    path, beside = folder / "model.onnx", "model.onnx.data"
+    save(model, path, save_as_external_data=True, location=beside, size_threshold=0)
+    return path.read_bytes(), (folder / beside).read_bytes()
 
 
 def draw(num_rows: int) -> dict[str, NDArray[Any]]:

@@ -309,11 +309,24 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, missing: str) -> No
         write_triton_repository(exported, tmp_path / "models", name="moe")
 
 
-def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
-    exported = write_exported(tmp_path / "exported")
-    (exported / "model.onnx").write_bytes(MODEL[:-1])
-    with pytest.raises(ValueError, match=r"model\.onnx is damaged"):
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
+    exported = write_exported(tmp_path / "exported", weights=b"the weights")
+    content = (exported / name).read_bytes()
+    (exported / name).write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=f"{re.escape(name)} is damaged"):
         write_triton_repository(exported, tmp_path / "models", name="moe")
+
+
+def test_weights_that_are_missing_or_of_another_export_are_noticed(tmp_path: Path) -> None:
+    exported = write_exported(tmp_path / "large", weights=b"the weights")
+    (exported / "model.onnx.data").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx\.data is missing"):
+        write_triton_repository(exported, tmp_path / "models", name="moe")
+    small = write_exported(tmp_path / "small")
+    (small / "model.onnx.data").write_bytes(b"of an earlier export")
+    folder = write_triton_repository(small, tmp_path / "models", name="moe")
+    assert files(folder) == {"model.onnx": MODEL}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"inputs": []}', json.dumps({"inputs": INPUTS})])

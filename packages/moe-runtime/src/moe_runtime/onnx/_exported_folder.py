@@ -46,17 +46,10 @@ def read_exported(exported_folder: str | os.PathLike[str]) -> Exported:
         if not (folder / name).is_file():
             msg = f"`exported_folder` must hold {name}, as `export` writes it; {folder} does not."
             raise FileNotFoundError(msg)
-    inputs, outputs, digest = _read_info(folder / INFO_FILE)
-    with (folder / MODEL_FILE).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != found:
-        msg = (
-            f"{folder / MODEL_FILE} is damaged, or not the model that {INFO_FILE} describes: "
-            f"its SHA-256 is {found}, not {digest}. Export it again."
-        )
-        raise ValueError(msg)
-    files = [folder / name for name in (MODEL_FILE, WEIGHTS_FILE) if (folder / name).is_file()]
-    return Exported(inputs, outputs, tuple(files))
+    inputs, outputs, digests = _read_info(folder / INFO_FILE)
+    for name, digest in digests.items():
+        _check_file(folder / name, digest)
+    return Exported(inputs, outputs, tuple(folder / name for name in digests))
 
 
 def check_served_name(name: str) -> None:
@@ -67,11 +60,31 @@ def check_served_name(name: str) -> None:
         raise ValueError(msg)
 
 
-def _read_info(path: Path) -> tuple[tuple[Value, ...], tuple[Value, ...], object]:
+def _check_file(path: Path, wanted: str) -> None:
+    if not path.is_file():
+        msg = f"{path} is missing, which belongs to the model by {INFO_FILE}. Export it again."
+        raise FileNotFoundError(msg)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        msg = (
+            f"{path} is damaged, or not the file that {INFO_FILE} describes: its SHA-256 is "
+            f"{found}, not {wanted}. Export it again."
+        )
+        raise ValueError(msg)
+
+
+def _read_info(
+    path: Path,
+) -> tuple[tuple[Value, ...], tuple[Value, ...], dict[str, str]]:
+    """Read what goes in and comes out, and the digests of the files that a server needs."""
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        return _values(info["inputs"]), _values(info["outputs"]), info["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        files = info.get("files", {})
+        digests = {MODEL_FILE: info["sha256"]}
+        digests |= {name: files[name] for name in (WEIGHTS_FILE,) if name in files}
+        return _values(info["inputs"]), _values(info["outputs"]), digests
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path} is damaged: {type(error).__name__}: {error}. Export the model again."
         raise ValueError(msg) from error
 
