@@ -1,6 +1,7 @@
 """Every check of the four packages, as a session. Plain `nox` runs all that must pass."""
 
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -212,6 +213,45 @@ def bench(session: nox.Session, package: str) -> None:
         install_peers(session)
     for script in sorted((ROOT / folder(package) / "bench").glob("[!_]*.py")):
         session.run("python", str(script.relative_to(ROOT)), *session.posargs)
+
+
+@nox.session
+def serve(session: nox.Session) -> None:
+    """Serve exported models with MLServer, and compare every answer, 30 s of load included.
+
+    Needs Python below 3.13, as MLServer 1.7.1 does. `-- --seconds N` sets how long the load lasts.
+    """
+    examples = export_examples(session)
+    # Not our environment: a server has no PyTorch, and MLServer's dependencies are not those
+    # of constraints.txt.
+    server = Path(session.create_tmp()) / "server"
+    session.run("python", "-m", "venv", str(server))
+    python = str(server / "bin" / "python")
+    requirements = group("moe-runtime", "serve")
+    session.run(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
+    scripts = folder("moe-runtime") / "serve"
+    session.run(python, str(scripts / "check_triton.py"), examples, external=True)
+    command = (python, str(scripts / "check_mlserver.py"), examples, *session.posargs)
+    session.run(*command, external=True)
+
+
+@nox.session
+def openvino(session: nox.Session) -> None:
+    """Run exported models in OpenVINO, and compare every answer with ONNX Runtime's."""
+    examples = export_examples(session, *group("moe-runtime", "openvino"))
+    session.run("python", str(folder("moe-runtime") / "serve" / "check_openvino.py"), examples)
+
+
+def export_examples(session: nox.Session, *requirements: str) -> str:
+    """Install what export needs, and export the models that are served; returns their folder."""
+    extra = f"./{folder('moe-runtime')}[onnx]"
+    install(session, "moe-runtime", requirements=[extra, *requirements])
+    examples = Path(session.create_tmp()) / "examples"
+    if examples.exists():
+        shutil.rmtree(examples)
+    script = folder("moe-runtime") / "serve" / "export_examples.py"
+    session.run("python", str(script), str(examples))
+    return str(examples)
 
 
 def install_peers(session: nox.Session) -> None:

@@ -228,5 +228,5 @@ def test_the_graph_of_a_scan_does_not_grow_with_the_number_of_experts() -> None:
     sizes = {
         target: [count_nodes(target, num_experts) for num_experts in (2, 64)] for target in EXACT
     }
-    assert sizes["scan"][0] == sizes["scan"][1] < 60
+    assert sizes["scan"][0] == sizes["scan"][1] < 70
     assert sizes["unrolled"][1] > 2 * sizes["unrolled"][0]

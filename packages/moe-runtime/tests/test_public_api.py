@@ -51,6 +51,8 @@ def test_all_of_onnx_is_there_and_documented() -> None:
         "export",
         "lower",
         "verify",
+        "write_mlserver_folder",
+        "write_triton_repository",
     ]
     for name in moe_runtime.onnx.__all__:
         assert getattr(moe_runtime.onnx, name).__doc__

@@ -30,28 +30,36 @@ def scan(build: Builder, x_TD: ir.Value, gates_GTE: ir.Value, contents: Contents
         for stack in (layer.weight, layer.bias)
         if stack is not None
     ]
-    body = _body(x_TD, pairs.row_P, room, contents, prefix=build.name("body"))
-    y_EMO = build.op("Scan", start_E, end_E, *stacks, body=body, num_scan_inputs=2 + len(stacks))
+    inputs = [x_TD, pairs.row_P, room, start_E, end_E, *stacks]
+    body = _body(contents, prefix=build.name("body"))
+    *_, y_EMO = build.ops(
+        "Scan", *inputs, num_outputs=4, body=body, num_scan_inputs=2 + len(stacks)
+    )
     y_NO = build.op("Reshape", y_EMO, build.constant([-1, contents.out_features]))
     zeros = build.constant(np.zeros((1, contents.out_features)), np.float32)
     nothing = build.op("Mul", room, build.constant([contents.num_experts]))
     # An expert's pairs stand one after the other, from where its part of the outputs begins.
-    within_ET = build.op(
-        "Sub", build.op("CumSum", pairs.mask_ET, build.constant(1)), build.constant(1)
-    )
+    one = build.constant(1)
+    within_ET = build.op("Sub", build.op("CumSum", pairs.mask_ET, one), one)
     expert_E1 = build.constant(np.arange(contents.num_experts)[:, None])
     position_ET = build.op("Add", build.op("Mul", expert_E1, room), within_ET)
     return combine(build, build.op("Concat", y_NO, zeros, axis=0), pairs, position_ET, nothing)
 
 
-def _body(
-    x_TD: ir.Value, row_P: ir.Value, room: ir.Value, contents: Contents, *, prefix: str
-) -> ir.Graph:
-    """One expert: its rows, its layers, and zeros up to the room there is, (M, O) float32."""
+def _body(contents: Contents, *, prefix: str) -> ir.Graph:
+    """One expert: its rows, its layers, and zeros up to the room there is, (M, O) float32.
+
+    Takes x, row_P and room, which it hands on as they are: OpenVINO (2026.4) takes no values
+    from outside the body. Then start and end of the expert's pairs, and its parameters.
+    """
     build = Builder(prefix)
     int64 = ir.DataType.INT64
+    x_TD = ir.val(build.name("x"), dtype=contents.dtype, shape=(None, contents.in_features))
+    row_P = ir.val(build.name("rows"), dtype=int64, shape=(None,))
+    room = ir.val(build.name("room"), dtype=int64, shape=(1,))
     start, end = (ir.val(build.name(name), dtype=int64, shape=()) for name in ("start", "end"))
-    inputs = [start, end]
+    inputs = [x_TD, row_P, room, start, end]
+    outputs = [_handed_on(build, value) for value in inputs[:3]]
     axis = build.constant([0])
     first, last = (build.op("Unsqueeze", value, axis) for value in (start, end))
     row_R = build.op("Slice", row_P, first, last, axis)
@@ -73,8 +81,14 @@ def _body(
     padded_MO.dtype, padded_MO.shape = ir.DataType.FLOAT, ir.Shape((None, contents.out_features))
     return ir.Graph(
         inputs=inputs,
-        outputs=[padded_MO],
+        outputs=[*outputs, padded_MO],
         nodes=build.tape.nodes,
         initializers=build.tape.initializers,
         name=prefix,
     )
+
+
+def _handed_on(build: Builder, value: ir.Value) -> ir.Value:
+    same = build.op("Identity", value)
+    same.type, same.shape = value.type, value.shape
+    return same
