@@ -216,6 +216,15 @@ def bench(session: nox.Session, package: str) -> None:
 
 
 @nox.session
+def exports(session: nox.Session) -> None:
+    """Export 200 random architectures, each verified against PyTorch (10 minutes)."""
+    extra = f"./{folder('moe-runtime')}[onnx]"
+    install(session, "moe-runtime", requirements=[extra, *group("moe-runtime", "test")])
+    env = {"MOE_EXPORTS": "200"}
+    run_tests(session, "moe-runtime", "-k", "every_architecture", env=env)
+
+
+@nox.session
 def serve(session: nox.Session) -> None:
     """Serve exported models with MLServer, and compare every answer, 30 s of load included.
 

@@ -127,10 +127,57 @@ def sparse_layers(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
+def onnx_speed(rows: Sequence[Row]) -> str:
+    """Show the default target, and how many times as long every other variant takes."""
+    variants = [name for name in rows[0]["over_unrolled"] if name != "unrolled"]
+    header = ["experts", "widths", "rows", "k", "unrolled", "over the floor", *variants]
+    lines = []
+    for row in rows:
+        size = [str(row["num_experts"]), f"{row['dim']}/{row['hidden']}", str(row["rows"])]
+        time = f"{row['milliseconds']['unrolled']:.3g} ms"
+        ratios = [f"{row['over_unrolled'][name]:.2f}x" for name in variants]
+        lines.append([*size, str(row["k"]), time, f"{row['over_floor']:.2f}x", *ratios])
+    return markdown(header, lines)
+
+
+def onnx_int8(rows: Sequence[Row]) -> str:
+    """Compare a trained model with its 8-bit export."""
+    header = ["gate", "experts", "test accuracy", "in 8 bits", "relative error", "size"]
+    lines = []
+    for row in rows:
+        accuracies = [f"{row[f'{target}_accuracy']:.2%}" for target in ("unrolled", "int8")]
+        sizes = [f"{row[f'{target}_bytes'] / 1e6:.0f}" for target in ("unrolled", "int8")]
+        experts = f"{row['num_experts']} x {row['dim']}/{row['hidden']}"
+        error = f"{row['relative_error']:.2%}"
+        lines.append([row["gate"], experts, *accuracies, error, f"{' to '.join(sizes)} MB"])
+    return markdown(header, lines)
+
+
+def onnx_export(rows: Sequence[Row]) -> str:
+    """Show what exports of whole stacks take; the last row is about repeats."""
+    header = ["stack", "target", "weights", "seconds", "peak memory", "error", "of a mixture alone"]
+    lines = []
+    for row in rows:
+        if "layers" in row:
+            stack = "{layers} layers x {num_experts} experts x {dim}/{hidden}".format(**row)
+            size = [f"{row['weight_bytes'] / 1e9:.2f} GB", f"{row['seconds']:.0f}"]
+            errors = [f"{row[name]:.1e}" for name in ("output_error", "mixture_error")]
+            lines.append([stack, row["target"], *size, f"{row['peak_over_weights']:.2f}x", *errors])
+    repeats = rows[-1]
+    return (
+        f"{markdown(header, lines)}\n\n{repeats['repeats']} runs of one mixture on "
+        f"{repeats['rows']} rows with {repeats['threads']} threads: {repeats['wrong']} differed "
+        f"from PyTorch by more than 2e-6, the largest by {repeats['largest_error']:.1e}."
+    )
+
+
 # The results file of each table.
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "memory": ("memory", memory),
     "nonzeros": ("nonzeros", nonzeros),
+    "onnx_export": ("onnx_export", onnx_export),
+    "onnx_int8": ("onnx_int8", onnx_int8),
+    "onnx_speed": ("onnx_speed", onnx_speed),
     "peers": ("peers", peers),
     "peers_in_short": ("peers", peers_in_short),
     "published": ("published", published),

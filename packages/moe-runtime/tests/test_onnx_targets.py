@@ -57,12 +57,10 @@ def draw(num_rows: int) -> tuple[Tensor, Tensor]:
     return torch.randint(20, (num_rows,)), torch.randn(num_rows, DIM)
 
 
-def answers(model: Path, inputs: Sequence[Tensor], *, num_threads: int = 1) -> list[Tensor]:
+def answers(model: Path, inputs: Sequence[Tensor]) -> list[Tensor]:
     import onnxruntime as ort  # noqa: PLC0415 - the extra
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
     return [torch.from_numpy(each) for each in session.run(None, feeds)]
@@ -393,15 +391,19 @@ def test_a_bad_argument_is_refused(tmp_path: Path, options: dict[str, Any], mess
     assert not (tmp_path / "model").exists()
 
 
-def test_two_threads_never_lose_a_contribution(tmp_path: Path) -> None:
+def test_two_threads_never_lose_a_contribution_in_a_thousand_runs(tmp_path: Path) -> None:
+    import onnxruntime as ort  # noqa: PLC0415 - the extra
+
     mixture = make_mixture("top_k", 16)
     x = torch.randn(1024, DIM)
     with torch.no_grad():
         x = x[decided_rows(mixture, (x,))]
-        wanted = mixture(x).output
+        wanted = mixture(x).output.numpy()
     names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y", "penalty", "weights"]}
     export(mixture, (x,), tmp_path, hard=True, **names)
-    assert router_of(mixture).num_experts == 16
-    for _ in range(3):
-        found = answers(tmp_path / "model.onnx", (x,), num_threads=2)[0]
-        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = ort.InferenceSession(tmp_path / "model.onnx", options)
+    feeds = {"x": x.numpy()}
+    errors = [np.abs(session.run(["y"], feeds)[0] - wanted).max() for _ in range(1000)]
+    assert max(errors) < 2e-6
