@@ -48,6 +48,8 @@ def open_session(
     options.intra_op_num_threads = NUM_THREADS
     if not pack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+        # One pattern of memory for each shape that was seen, none of which fits the next batch.
+        options.enable_mem_pattern = False
     source = model if isinstance(model, bytes) else os.fspath(model)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
