@@ -188,16 +188,21 @@ def test_outputs_without_names_are_numbered() -> None:
     assert _saved_model.output_names(Pair(), {"x": torch.ones(3, 1)}) == ["output_0", "output_1"]
 
 
-def test_names_that_are_not_the_models_keep_their_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["b", "a"], ["x", "b"], ["_y"]])
+def test_names_that_are_not_the_models_are_refused(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "rows.npz"
-    np.savez(path, b=np.ones((2, 1)), a=np.zeros((2, 1)))
-    assert list(_saved_model.read_inputs(Pair(), path)) == ["b", "a"]
+    np.savez(path, **{name: np.ones((2, 1)) for name in names})  # type: ignore[arg-type]
+    message = r"by the names of the model's arguments, \['x', '_y', 'z'\], the first 1 at least"
+    with pytest.raises(ValueError, match=message):
+        _saved_model.read_inputs(Taking(), path)
 
 
 def test_an_input_cannot_be_skipped(tmp_path: Path) -> None:
     path = tmp_path / "rows.npz"
     np.savez(path, x=np.ones((2, 1)), z=np.zeros((2, 1)))
-    with pytest.raises(ValueError, match=r"must also hold \['_y'\], which the model takes before"):
+    with pytest.raises(
+        ValueError, match=r"the first 1 at least and none left out, got \['x', 'z'\]"
+    ):
         _saved_model.read_inputs(Taking(), path)
 
 
@@ -220,7 +225,9 @@ def test_a_saved_model_that_is_none_is_refused(capsys: Capture, tmp_path: Path) 
 
 def test_a_module_that_cannot_be_imported_is_named(capsys: Capture, tmp_path: Path) -> None:
     arguments = ["export", tmp_path, "out", "--import", "no_such_module"]
-    assert refusal(capsys, *arguments) == "No module named 'no_such_module'"
+    assert refusal(capsys, *arguments) == (
+        "`--import` must name a module that can be imported here, got 'no_such_module'."
+    )
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_the_operator_of_onnxruntime_equals_the_oracle(
             (6, 9, 6),
             ["relu", "identity"],
             5,
-            "its gate may use all 5: export with `hard`=True, or another target",
+            "its gate may use all 5: export with `hard`=True and `k` below that, or another target",
         ),
     ],
 )

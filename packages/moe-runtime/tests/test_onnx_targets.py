@@ -21,7 +21,15 @@ from moe_runtime import (
     TopKRouter,
     hard_routing,
 )
-from moe_runtime.onnx import ModelError, TargetError, Verification, export, lower
+from moe_runtime.onnx import (
+    ExportError,
+    ModelError,
+    TargetError,
+    Verification,
+    export,
+    lower,
+    write_triton_repository,
+)
 from moe_runtime.onnx._decided import decided_rows
 
 for extra in ("onnx", "onnxscript", "onnxruntime"):
@@ -188,7 +196,7 @@ def export_block(model: nn.Module, folder: Path, **options: Any) -> Verification
 
 def test_a_soft_gate_is_refused_by_the_operator_that_would_cut_it(tmp_path: Path) -> None:
     model = Block("relu", CometRouter(DIM, 4, k=2))
-    with pytest.raises(TargetError, match="may use all 4: export with `hard`=True, or another"):
+    with pytest.raises(TargetError, match="may use all 4: export with `hard`=True and `k` below"):
         export_block(model, tmp_path, hard=False, target="onnxruntime")
     assert export_block(model, tmp_path, target="onnxruntime").largest_error < 1e-5
 
@@ -299,6 +307,63 @@ def test_a_transformer_block_takes_any_batch_and_any_length(tmp_path: Path, targ
             wanted = model(tokens, mask)
         (found,) = answers(tmp_path / "model.onnx", (tokens, mask))
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+class WithPenalty(Encoder):
+    def forward(self, tokens: Tensor, mask: Tensor) -> Any:
+        output, penalty, _ = self.mixture(self.embedding(tokens), mask=mask)
+        return output, penalty
+
+
+def test_a_penalty_that_would_count_padding_is_refused(tmp_path: Path) -> None:
+    inputs = (torch.randint(30, (40, 12)), torch.rand(40, 12) < 0.5)
+    names: dict[str, Any] = {"input_names": ["tokens", "mask"], "output_names": ["y", "penalty"]}
+    with pytest.raises(ExportError, match="'penalty': nan"):
+        export(WithPenalty(), inputs, tmp_path, hard=True, **names)
+
+
+class Centred(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.mixture(x).output
+        return output - output.mean(0)
+
+
+def test_outputs_that_depend_on_the_batch_are_known_and_not_batched(tmp_path: Path) -> None:
+    router = TopKRouter(DIM, 4, k=2)
+    found = {}
+    for model in (Block("relu", router), Centred("relu", router)):
+        folder = tmp_path / type(model).__name__
+        export_block(model, folder)
+        info = json.loads((folder / "model_info.json").read_text())
+        found[type(model).__name__] = info["batch_dependent"]
+    assert found == {"Block": [], "Centred": ["y"]}
+    write_triton_repository(tmp_path / "Block", tmp_path / "served", name="block")
+    with pytest.raises(ValueError, match="Triton joins requests of several clients; got y"):
+        write_triton_repository(tmp_path / "Centred", tmp_path / "served", name="centred")
+    served: dict[str, Any] = {"name": "centred", "max_batch_size": 0}
+    write_triton_repository(tmp_path / "Centred", tmp_path / "served", **served)
+
+
+def test_a_bfloat16_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
+    model = Block("relu", TopKRouter(DIM, 4, k=2)).to(torch.bfloat16)
+    x = torch.randn(50, DIM).to(torch.bfloat16)
+    model.left = model(x)
+    with pytest.raises(ValueError, match="`model` must be one that can be copied, to compute in"):
+        export_block(model, tmp_path, example_inputs=(x,))
+
+
+def test_an_export_is_not_lowered_over_itself(exported: tuple[Path, Verification]) -> None:
+    folder = exported[0]
+    with pytest.raises(ValueError, match="`folder` must be another one than `source`, which"):
+        lower(folder, folder / ".." / folder.name, target="scan")
+    assert (folder / "canonical.onnx").exists()
+
+
+def test_a_refused_export_leaves_no_new_folder(tmp_path: Path) -> None:
+    model = Block("relu", TopKRouter(DIM, 4, k=2))
+    with pytest.raises(ExportError, match="above `tolerance`"):
+        export_block(model, tmp_path / "new", tolerance=1e-12)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -150,6 +150,8 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         weights, penalty = self._weights(x, router_input)
         if mask is not None:
             weights = torch.where(mask[..., None], weights, 0)
+            # It would count the padding. An export that gives it out is refused, as not a number.
+            penalty = torch.full_like(penalty, torch.nan)
         x_TD = x.reshape(-1, x.shape[-1])
         weights_GTE = weights.reshape(len(self.routers), -1, self.experts.num_experts)
         if is_exporting():

@@ -70,7 +70,13 @@ def run(given: argparse.Namespace) -> int:
     # so that a name in it hides no package.
     sys.path.append(str(Path.cwd()))
     for name in given.modules:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            msg = f"`--import` must name a module that can be imported here, got {name!r}."
+            raise ValueError(msg) from error
     model = _saved_model.load(given.model)
     if given.inputs is None:
         inputs = _saved_model.draw_inputs(model)

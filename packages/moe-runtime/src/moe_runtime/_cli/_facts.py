@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_runtime._requirements import require
-from moe_runtime.onnx._folder import INFO_FILE, ModelError, find_model, read_info
+from moe_runtime.onnx._folder import (
+    INFO_FILE,
+    MODEL_FILE,
+    ModelError,
+    check_files,
+    digests,
+    find_model,
+    read_info,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +30,9 @@ __all__ = ["INFO_FILE", "ModelError", "read_facts"]
 def read_facts(given: str) -> dict[str, Any]:
     """Read what there is to know about a model, as JSON can hold it."""
     path = find_model(given)
+    if Path(given).is_dir() and (path.parent / INFO_FILE).exists():
+        listed = digests(read_info(path.parent))
+        check_files(path.parent, {MODEL_FILE: listed[MODEL_FILE]})
     model = _load(path)
     facts: dict[str, Any] = {
         "path": str(path),
@@ -42,7 +53,8 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - onnx may be missing
     onnx = require("onnx", extra="onnx", purpose="inspect")
     protobuf = require("google.protobuf.message", extra="onnx", purpose="inspect")
     try:
-        model = onnx.load(path, load_external_data=False)
+        # Whatever its name ends with.
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except protobuf.DecodeError as error:
         msg = f"{path} is damaged or not ONNX: {error}."
         raise ModelError(msg) from error

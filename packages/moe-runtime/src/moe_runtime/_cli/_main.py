@@ -8,12 +8,13 @@ from importlib.metadata import version
 from typing import Never
 
 from moe_runtime._cli import _bench, _export, _inspect, _lower, _verify
+from moe_runtime.onnx._errors import ExportError
 
 COMMANDS = (_export, _lower, _verify, _inspect, _bench)
 # What the package raises for input that it refuses, and Python for files and modules.
 ERRORS = (ImportError, OSError, RuntimeError, TypeError, ValueError)
-# Exit codes: `verify` has 1 of its own; 130 is what shells give an interrupted command.
-BAD_INPUT, INTERRUPTED = 2, 130
+# Exit codes; 130 is what shells give an interrupted command.
+WRONG_MODEL, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +30,8 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="moe-runtime",
         description="Export mixtures of experts to ONNX, and verify, inspect and time the models.",
-        epilog="Exit codes: 0 done, 1 a model does not verify, 2 bad input, 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 a model does not verify, 2 bad input, 130 interrupted "
+        "once the packages are loaded.",
     )
     parser.add_argument("--version", action="version", version=version("moe-runtime"))
     parser.add_argument(
@@ -61,11 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the answer has seen enough of it; Python would say so once more at its end.
+        sys.stdout = None
+        return 0
     except ERRORS as error:
         if given.traceback:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return WRONG_MODEL if isinstance(error, ExportError) else BAD_INPUT
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)

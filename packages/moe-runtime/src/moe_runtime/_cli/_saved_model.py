@@ -32,7 +32,7 @@ def read_inputs(model: PretrainedModule, path: Path) -> dict[str, Tensor]:
     else:
         msg = f"`--inputs` must be a file .npz or .npy, got {path}."
         raise ValueError(msg)
-    ordered = _in_order(path, list(arrays), list(inspect.signature(model.forward).parameters))
+    ordered = _in_order(path, list(arrays), model)
     return {name: _tensor(path, name, arrays[name]) for name in ordered}
 
 
@@ -64,15 +64,18 @@ def output_names(model: PretrainedModule, inputs: dict[str, Tensor]) -> list[str
     return list(getattr(outputs, "_fields", [f"output_{index}" for index in range(count)]))
 
 
-def _in_order(path: Path, names: list[str], parameters: list[str]) -> list[str]:
-    """Put names as the model takes them where they are its own; others are in order already."""
-    if not set(names) <= set(parameters):
-        return names
-    ordered = parameters[: len(names)]
-    if set(ordered) != set(names):
-        # Inputs are exported by position.
-        missing = [name for name in ordered if name not in names]
-        msg = f"{path} must also hold {missing}, which the model takes before some of {names}."
+def _in_order(path: Path, names: list[str], model: PretrainedModule) -> list[str]:
+    """Put names in the order of the model's arguments, or say which it has."""
+    parameters = inspect.signature(model.forward).parameters
+    required = [name for name, each in parameters.items() if each.default is each.empty]
+    ordered = [name for name in parameters if name in names]
+    # Inputs are exported by position.
+    is_gapless = ordered == list(parameters)[: len(ordered)]
+    if len(ordered) < len(names) or not set(required) <= set(names) or not is_gapless:
+        msg = (
+            f"{path} must hold arrays by the names of the model's arguments, {list(parameters)}, "
+            f"the first {len(required)} at least and none left out, got {names}."
+        )
         raise ValueError(msg)
     return ordered
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -37,8 +38,10 @@ def export(
     ----------
     model
         The model, on the CPU, in float32, float16 or bfloat16. It is exported in evaluation
-        mode and left as it was. Weights in bfloat16 are stored as such, and computed with in
-        float32, as are inputs and outputs: ONNX Runtime has no products of bfloat16 on the CPU.
+        mode and left as it was, but for attributes that its forward pass assigns. Weights in
+        bfloat16 are stored as such, and computed with in float32, as are inputs and outputs:
+        ONNX Runtime has no products of bfloat16 on the CPU. It is then verified against PyTorch
+        in float32, with the same weights.
     example_inputs
         One tensor an input, rows first: at least 2 rows, best a few hundred real ones,
         because the verification draws its rows from them. Rows that rounding alone would
@@ -138,6 +141,9 @@ def lower(
     _arguments.check_tolerance(tolerance)
     check_type("source", source, (str, os.PathLike), "a path")
     path = _arguments.checked_folder("folder", folder)
+    if path.resolve() == Path(source).resolve():
+        msg = f"`folder` must be another one than `source`, which would be lost, got {path}."
+        raise ValueError(msg)
 
     from moe_runtime.onnx._relower import write_lowered  # noqa: PLC0415 - the extra
 

@@ -35,6 +35,7 @@ class Exported(NamedTuple):
 
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    batch_dependent: tuple[str, ...]  # outputs whose rows depend on the others of the batch
     files: tuple[Path, ...]
 
     def copy_to(self, folder: Path) -> None:
@@ -53,7 +54,8 @@ def read_exported(exported_folder: str | os.PathLike[str]) -> Exported:
     check_files(folder, served)
     files = tuple(folder / name for name in served)
     try:
-        return Exported(_values(info["inputs"]), _values(info["outputs"]), files)
+        values = _values(info["inputs"]), _values(info["outputs"])
+        return Exported(*values, tuple(info.get("batch_dependent", ())), files)
     except (KeyError, TypeError) as error:
         msg = f"{folder / INFO_FILE} is damaged: {type(error).__name__}: {error}."
         raise ModelError(msg) from error

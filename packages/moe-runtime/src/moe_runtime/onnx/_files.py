@@ -39,6 +39,7 @@ def staged(folder: Path) -> Iterator[Path]:
     killed in between leaves no ``model.onnx``, unless both models are one file each: then it
     leaves the one or the other.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".export.", suffix=".tmp", dir=folder))
     try:
@@ -54,6 +55,8 @@ def staged(folder: Path) -> Iterator[Path]:
                 (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(stage)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def save_model(model: ir.Model, path: Path) -> bool:

@@ -13,7 +13,14 @@ from moe_runtime._experts import Experts
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._router import Router
 from moe_runtime.onnx._arguments import PACKAGES
+from moe_runtime.onnx._difference import Difference
 from moe_runtime.onnx._requirements import require
+from moe_runtime.onnx._trace import BATCH
+from moe_runtime.onnx._verify import Case
+
+# A batch whose first row is compared with the same row alone, and by how much rounding, of
+# float16 at most, may move it.
+MANY_ROWS, BATCH_TOLERANCE = 33, 1e-2
 
 
 def describe(model: nn.Module, traced: ir.Model) -> dict[str, Any]:
@@ -29,6 +36,25 @@ def describe(model: nn.Module, traced: ir.Model) -> dict[str, Any]:
         ],
         "versions": versions(),
     }
+
+
+def batch_dependent(cases: Sequence[Case], outputs: Sequence[dict[str, Any]]) -> list[str]:
+    """Name the outputs whose answer for a row depends on the others, which no server may batch.
+
+    Among them are those that have no rows as their first axis, as a penalty.
+    """
+    by_size = {len(next(iter(case.inputs.values()))): case.answers for case in cases}
+    alone, beside = by_size[1], by_size[MANY_ROWS]
+    dependent = []
+    for output in outputs:
+        name = output["name"]
+        has_rows = output["shape"][:1] == [BATCH]
+        apart = Difference()
+        if has_rows:
+            apart.add(beside[name][:1], alone[name])
+        if not has_rows or not apart.largest <= BATCH_TOLERANCE:
+            dependent.append(name)
+    return dependent
 
 
 def versions() -> dict[str, str]:

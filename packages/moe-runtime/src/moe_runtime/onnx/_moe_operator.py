@@ -52,9 +52,9 @@ def refusal(contents: Contents) -> str | None:
         )
     if bound >= contents.num_experts > 1:
         return (
-            "com.microsoft.MoE keeps a fixed number of experts a row and drops the others, and "
-            f"its gate may use all {contents.num_experts}: export with `hard`=True, or another "
-            "target"
+            "com.microsoft.MoE computes a fixed number of experts a row and drops the others, and "
+            f"its gate may use all {contents.num_experts}: export with `hard`=True and `k` below "
+            "that, or another target"
         )
     return None
 

@@ -89,7 +89,15 @@ def without_bfloat16(model: nn.Module) -> nn.Module:
     """Return the model with its bfloat16 weights as float32, the same numbers; or as it is."""
     if all(each.dtype is not torch.bfloat16 for each in model.state_dict().values()):
         return model
-    return copy.deepcopy(model).float()
+    try:
+        return copy.deepcopy(model).float()
+    except RuntimeError as error:
+        msg = (
+            "`model` must be one that can be copied, to compute in float32 what it stores in "
+            "bfloat16; one that keeps tensors of an earlier forward pass as attributes cannot: "
+            f"{error}"
+        )
+        raise ValueError(msg) from error
 
 
 def store_bfloat16(model: ir.Model) -> None:

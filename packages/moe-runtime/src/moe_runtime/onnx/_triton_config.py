@@ -74,6 +74,12 @@ def _check_batched(exported: Exported) -> None:
             f"got a model with {', '.join(others)}. Or export it without them."
         )
         raise ValueError(msg)
+    if exported.batch_dependent:
+        msg = (
+            "`max_batch_size` must be 0 for a model whose answer for a row depends on the others: "
+            f"Triton joins requests of several clients; got {', '.join(exported.batch_dependent)}."
+        )
+        raise ValueError(msg)
 
 
 def _tensor(value: Value, *, batched: bool) -> list[str]:

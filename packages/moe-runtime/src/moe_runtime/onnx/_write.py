@@ -21,7 +21,7 @@ from moe_runtime.onnx._errors import ExportError
 from moe_runtime.onnx._files import save_model, staged
 from moe_runtime.onnx._finish import Work, finish, verify_mixtures
 from moe_runtime.onnx._folder import CANONICAL_FILE
-from moe_runtime.onnx._info import describe
+from moe_runtime.onnx._info import batch_dependent, describe
 from moe_runtime.onnx._lower import MODULES, check_target
 from moe_runtime.onnx._modules import inline, module_mixture, module_nodes
 from moe_runtime.onnx._trace import BATCH, trace, without_bfloat16
@@ -77,8 +77,9 @@ def write_export(
     model = without_bfloat16(given)
     reference = _Reference(model, request)
     inputs = [_without_bfloat16(example) for example in example_inputs]
-    with _evaluating(model), torch.no_grad():
+    with staged(folder) as stage, _evaluating(model), torch.no_grad():
         soft = reference(inputs)
+        _check_numbers(soft, folder)
         with hard_routing(model) if request.hard else nullcontext():
             decided = _decided_inputs(model, inputs, folder)
             logger.info("tracing the model")
@@ -88,20 +89,36 @@ def write_export(
             info |= {"hard": request.hard, "stored_as_bfloat16": model is not given}
             errors = _expand_modules(model, traced)
             check_target(traced, request.target)
-            with staged(folder) as stage:
-                if request.canonical:
-                    save_model(traced, stage / CANONICAL_FILE)
-                work = Work(
-                    target=request.target,
-                    tolerance=request.tolerance,
-                    info=info,
-                    mixture_errors=errors + verify_mixtures(traced, request.target),
-                    num_undecided=inputs[0].shape[0] - decided[0].shape[0],
-                    hardening=_changes(soft, reference(inputs)) if request.hard else {},
-                    cases=_cases(reference, decided),
-                    examples=reference.case([each[:MAX_EXAMPLES] for each in decided]),
-                )
-                return finish(stage, traced, work)
+            cases = _cases(reference, decided)
+            info["batch_dependent"] = batch_dependent(cases, info["outputs"])
+            if request.canonical:
+                save_model(traced, stage / CANONICAL_FILE)
+            work = Work(
+                target=request.target,
+                tolerance=request.tolerance,
+                info=info,
+                mixture_errors=errors + verify_mixtures(traced, request.target),
+                num_undecided=inputs[0].shape[0] - decided[0].shape[0],
+                hardening=_changes(soft, reference(inputs)) if request.hard else {},
+                cases=cases,
+                examples=reference.case([each[:MAX_EXAMPLES] for each in decided]),
+            )
+            return finish(stage, traced, work)
+
+
+def _check_numbers(answers: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a model whose own answers verify nothing; infinities are answers."""
+    wrong = {
+        name: int(answer.isnan().sum())
+        for name, answer in answers.items()
+        if answer.is_floating_point() and answer.isnan().any()
+    }
+    if wrong:
+        msg = (
+            "`model` must answer `example_inputs` with numbers, PyTorch gives NaN, by output: "
+            f"{wrong}; nothing was written to {folder}."
+        )
+        raise ExportError(msg)
 
 
 def _without_bfloat16(example: Tensor) -> Tensor:
