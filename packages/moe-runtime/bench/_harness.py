@@ -10,6 +10,8 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from operator import truediv
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+# Named beside PyTorch where they are installed.
+ALSO = ("onnxruntime",)
 RESULTS = Path(__file__).parent / "results"
 # Seconds of rounds for one size, unless the fewest rounds take longer.
 SECONDS, QUICK_SECONDS = 4.0, 0.05
@@ -64,7 +68,8 @@ def write(name: str, options: Options, rows: Iterable[Mapping[str, Any]]) -> Non
         "device": f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})",
         "threads": torch.get_num_threads(),
         "quick": options.quick,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"torch": torch.__version__, "python": platform.python_version()}
+        | {name: version(name) for name in ALSO if find_spec(name)},
         "rows": list(rows),
     }
     options.results.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def train(reader: Reader, rows: Split, epochs: int) -> None:
             optimizer.zero_grad()
             torch.autograd.backward(loss + penalty)
             optimizer.step()
-            total += float(loss) * len(batch)
+            total += loss.item() * len(batch)
         print(f"epoch {epoch + 1} of {epochs}: training loss {total / len(rows):.3f}")
 
 

@@ -217,8 +217,11 @@ def main() -> None:
         rows.append(row)
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["over_unrolled"].items())
         time, floor = row["milliseconds"]["unrolled"], row["over_floor"]
-        print(f"E, D, H, T, k = {size}: {time:.3f} ms, {floor:.2f}x the floor; {ratios}")
-    write("onnx_speed", options, rows)
+        print(
+            f"E, D, H, T, k = {size}: {time:.3f} ms, {floor:.2f}x the floor; {ratios}", flush=True
+        )
+        # All sizes take ten minutes: what is known stays if the rest is interrupted.
+        write("onnx_speed", options, rows)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,8 @@ def mix(
     mixed = np.zeros((*gates_GTE.shape[:2], out_features))
     for expert in range(gates_GTE.shape[-1]):
         rows = (gates_GTE[:, :, expert] != 0).any(0).nonzero()[0]
+        if not rows.size:
+            continue
         y_RO = run_expert(expert, x_TD[rows])
         mixed[:, rows] += gates_GTE[:, rows, expert, None] * y_RO
     return mixed

@@ -18,7 +18,7 @@ from moe_runtime._router import hard_routing
 from moe_runtime.onnx._decided import decided_rows
 from moe_runtime.onnx._difference import BATCH_SIZES
 from moe_runtime.onnx._errors import ExportError
-from moe_runtime.onnx._files import save_model, staged
+from moe_runtime.onnx._files import EXTERNAL_BYTES, save_model, staged
 from moe_runtime.onnx._finish import Work, finish, verify_mixtures
 from moe_runtime.onnx._folder import CANONICAL_FILE
 from moe_runtime.onnx._info import batch_dependent, describe
@@ -176,9 +176,15 @@ def _reference_of(experts: ExpertSet) -> Callable[[NDArray[Any], NDArray[Any]], 
 
 
 def _cases(reference: _Reference, examples: Sequence[Tensor]) -> list[Case]:
-    """Make batches of all sizes of the example rows, in turn."""
+    """Make batches of all sizes of the example rows, in turn.
+
+    What many rows of a large model need comes on top of the model itself, and takes long: there
+    each mixture alone has them, and the whole model fewer.
+    """
+    weights = reference.model.state_dict().values()
+    is_large = sum(each.numel() * each.element_size() for each in weights) >= EXTERNAL_BYTES
     cases = []
-    for size in BATCH_SIZES:
+    for size in BATCH_SIZES[:-1] if is_large else BATCH_SIZES:
         rows = torch.arange(size) % examples[0].shape[0]
         cases.append(reference.case([example[rows] for example in examples]))
     if reference.request.dynamic_axes:
