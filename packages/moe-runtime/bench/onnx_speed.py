@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from moe_runtime.onnx._graph import Builder, Contents, Layer, Stack
 from moe_runtime.onnx._lower import mixture_model
 
-TARGETS = ("unrolled", "scan", "onnxruntime", "int8")
+TARGETS = ("unrolled", "scan", "onnxruntime", "int8", "qmoe")
 # E, D, H, T, k.
 SIZES = (
     *((16, 256, 256, rows, 2) for rows in (1, 64, 1024)),

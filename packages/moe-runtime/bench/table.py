@@ -135,7 +135,8 @@ def onnx_speed(rows: Sequence[Row]) -> str:
     for row in rows:
         size = [str(row["num_experts"]), f"{row['dim']}/{row['hidden']}", str(row["rows"])]
         time = f"{row['milliseconds']['unrolled']:.3g} ms"
-        ratios = [f"{row['over_unrolled'][name]:.2f}x" for name in variants]
+        found = (row["over_unrolled"].get(name) for name in variants)
+        ratios = ["-" if ratio is None else f"{ratio:.2f}x" for ratio in found]
         lines.append([*size, str(row["k"]), time, f"{row['over_floor']:.2f}x", *ratios])
     return markdown(header, lines)
 

@@ -180,6 +180,45 @@ def test_what_the_operator_of_onnxruntime_would_compute_wrongly_is_refused(
     assert message in run(stacks, activations, x, gates, **options)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh", "silu", "identity", "swiglu"])
+@pytest.mark.parametrize("bound", [1, 2, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_8_bit_operator_is_near_the_oracle(activation: str, bound: int, *, bias: bool) -> None:
+    stacks = draw_stacks(5, (64, 48, 64), gated=activation in GATED, last_gated=False)
+    if not bias:
+        stacks[1::2] = [torch.zeros_like(stack) for stack in stacks[1::2]]
+    activations = [activation, "identity"]
+    for num_rows in (1, 7, 33):
+        x = torch.randn(num_rows, 64)
+        order = torch.rand(2, num_rows, 5).argsort(-1).argsort(-1)
+        count = torch.randint(0, bound + 1, (2, num_rows, 1))
+        gates = torch.rand(2, num_rows, 5) * (order < count)
+        found = run(stacks, activations, x, gates, target="qmoe", max_active=bound)
+        answer, wanted = torch.from_numpy(found), oracle(stacks, activations, x, gates)
+        assert (answer - wanted).norm() <= 0.03 * wanted.norm()
+        assert not answer[gates.sum(-1) == 0].any()
+
+
+def test_the_8_bit_operator_gives_a_row_the_same_answer_in_every_batch() -> None:
+    stacks = draw_stacks(5, (64, 48, 64))
+    x = torch.randn(40, 64)
+    x[7] *= 1000
+    gates = torch.nn.functional.one_hot(torch.arange(40) % 5, 5)[None].float()
+    options: Any = {"target": "qmoe", "max_active": 1}
+    whole = run(stacks, ["silu", "identity"], x, gates, **options)
+    for row in range(40):
+        part = slice(row, row + 1)
+        alone = run(stacks, ["silu", "identity"], x[part], gates[:, part], **options)
+        np.testing.assert_allclose(alone, whole[:, part], rtol=1e-5, atol=1e-5)
+
+
+def test_widths_that_no_block_divides_are_refused() -> None:
+    stacks = draw_stacks(5, (24, 40, 24))
+    x, gates = torch.randn(3, 24), draw_gates(1, 3, 5)
+    reason = run(stacks, ["relu", "identity"], x, gates, target="qmoe", max_active=2)
+    assert "blocks of 16 features at least, its experts have layers of 24 and 40" in reason
+
+
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, *GATED])
 @pytest.mark.parametrize("num_gates", [1, 2])
 def test_8_bit_integers_are_near_the_oracle(activation: str, num_gates: int) -> None:

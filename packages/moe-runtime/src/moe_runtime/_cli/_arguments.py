@@ -7,8 +7,8 @@ from moe_runtime.onnx._targets import TARGETS
 __all__ = ["TARGETS", "TARGET_HELP", "parse_count", "parse_counts", "parse_names", "parse_positive"]
 TARGET_HELP = (
     "graph to write: unrolled (standard operators, one product a layer and expert), scan (standard "
-    "operators, whose number does not grow with the experts), onnxruntime (its MoE operator), or "
-    "int8 (unrolled, with 8-bit weights)"
+    "operators, whose number does not grow with the experts), onnxruntime (its MoE operator), int8 "
+    "(unrolled, with 8-bit weights), or qmoe (its MoE operator with 8-bit weights)"
 )
 
 

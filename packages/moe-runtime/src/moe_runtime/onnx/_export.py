@@ -58,10 +58,11 @@ def export(
         fastest. ``"scan"``: standard operators, a loop, so that the graph's size does not depend
         on the number of experts, and weights can stay in the mapped file. ``"onnxruntime"``: the
         operator com.microsoft.MoE. ``"int8"``: weights and inputs of experts as 8-bit integers,
-        on ONNX Runtime's CPU.
+        on ONNX Runtime's CPU. ``"qmoe"``: the same by the operator com.microsoft.QMoE, which is
+        ahead where rows are few.
     tolerance
         Largest error that is accepted, as `Verification` counts it: by default 1e-4, with
-        float16 weights 1e-2, and for ``"int8"`` 0.05.
+        float16 weights 1e-2, and for ``"int8"`` and ``"qmoe"`` 0.05.
     dynamic_axes
         Axes besides the rows that may have any size, and their names, by input:
         ``{"tokens": {1: "sequence"}}``.

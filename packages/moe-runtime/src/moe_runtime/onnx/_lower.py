@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from moe_runtime.onnx import _moe_operator
+from moe_runtime.onnx import _moe_operator, _qmoe
 from moe_runtime.onnx._errors import TargetError
 from moe_runtime.onnx._graph import DOMAIN, Builder, Contents, mixture_nodes, read_mixture
 from moe_runtime.onnx._int8 import int8
 from moe_runtime.onnx._moe_operator import moe_operator
+from moe_runtime.onnx._qmoe import qmoe
 from moe_runtime.onnx._scan import scan
 from moe_runtime.onnx._unrolled import unrolled
 
@@ -48,6 +49,14 @@ TARGETS = {
         takes_modules=False,
     ),
     "int8": Target(int8, domains=(MICROSOFT,), is_exact=False),
+    "qmoe": Target(
+        qmoe,
+        _qmoe.refusal,
+        (MICROSOFT,),
+        any_gates=False,
+        is_exact=False,
+        takes_modules=False,
+    ),
 }
 
 

@@ -7,6 +7,8 @@ sum. What it cannot express is refused: it would compute something else without 
 Axes: T rows, D features of rows and outputs, E experts, G gates.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -63,40 +65,56 @@ def moe_operator(
     build: Builder, x_TD: ir.Value, gates_GTE: ir.Value, contents: Contents
 ) -> ir.Value:
     """Lower a mixture to one operator a gate: output (G, T, O), float32."""
+
+    def run(gate_TE: ir.Value, bound: int) -> ir.Value:
+        zero = build.constant(0, np.float32)
+        sum_T1 = build.op("ReduceSum", gate_TE, build.constant([1]), keepdims=1)
+        # A row without experts has no softmax of logarithms: any scores do, the sum makes it 0.
+        used = build.op("Greater", sum_T1, zero)
+        scores_TE = build.op("Where", used, build.op("Log", gate_TE), zero)
+        y_TO = build.op(
+            "MoE",
+            x_TD,
+            build.cast(scores_TE, ir.DataType.FLOAT, contents.dtype),
+            *(None if stack is None else build.stack(stack) for stack in stacks_in_order(contents)),
+            domain=DOMAIN,
+            k=bound,
+            normalize_routing_weights=1,
+            **options(contents),
+        )
+        return build.op("Mul", build.cast(y_TO, contents.dtype, ir.DataType.FLOAT), sum_T1)
+
+    return gate_by_gate(build, gates_GTE, contents, run)
+
+
+def gate_by_gate(
+    build: Builder,
+    gates_GTE: ir.Value,
+    contents: Contents,
+    run: Callable[[ir.Value, int], ir.Value],
+) -> ir.Value:
+    """Run one operator for the weights (T, E) of each gate, and its bound: (G, T, O)."""
     outputs = []
-    for gate in range(contents.num_gates):
+    for gate, bound in enumerate(contents.max_active):
         gate_TE = build.op("Gather", gates_GTE, build.constant(gate))
-        y_TO = _gate(build, x_TD, gate_TE, contents, contents.max_active[gate])
-        outputs.append(build.op("Unsqueeze", y_TO, build.constant([0])))
+        outputs.append(build.op("Unsqueeze", run(gate_TE, bound), build.constant([0])))
     return build.op("Concat", *outputs, axis=0)
 
 
-def _gate(
-    build: Builder, x_TD: ir.Value, gate_TE: ir.Value, contents: Contents, bound: int
-) -> ir.Value:
-    zero = build.constant(0, np.float32)
-    sum_T1 = build.op("ReduceSum", gate_TE, build.constant([1]), keepdims=1)
-    # A row without experts has no softmax of logarithms: any scores do, the sum makes it 0.
-    used = build.op("Greater", sum_T1, zero)
-    scores_TE = build.op("Where", used, build.op("Log", gate_TE), zero)
+def options(contents: Contents) -> dict[str, int | float | str]:
+    """Return the attributes that say which activation there is."""
+    activation = contents.layers[0].activation
+    gated = SWIGLU if activation == "swiglu" else {}
+    return {"activation_type": _ACTIVATIONS[activation], **gated}
+
+
+def stacks_in_order(contents: Contents) -> list[Stack | None]:
+    """Return weights and biases of both layers as the operator takes them."""
     first, second = contents.layers
-    is_gated = first.activation == "swiglu"
     stacks = [first.weight, first.bias, second.weight, second.bias]
-    if is_gated:
+    if first.activation == "swiglu":
         stacks[:2] = [None if stack is None else _interleaved(stack) for stack in stacks[:2]]
-    options = SWIGLU if is_gated else {}
-    y_TO = build.op(
-        "MoE",
-        x_TD,
-        build.cast(scores_TE, ir.DataType.FLOAT, contents.dtype),
-        *(None if stack is None else build.stack(stack) for stack in stacks),
-        domain=DOMAIN,
-        k=bound,
-        activation_type=_ACTIVATIONS[first.activation],
-        normalize_routing_weights=1,
-        **options,
-    )
-    return build.op("Mul", build.cast(y_TO, contents.dtype, ir.DataType.FLOAT), sum_T1)
+    return stacks
 
 
 def _interleaved(stack: Stack) -> Stack:

@@ -25,6 +25,7 @@ from moe_runtime.onnx._folder import (
     read_info,
 )
 from moe_runtime.onnx._session import Session, TensorSpec
+from moe_runtime.onnx._targets import QUANTISED
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -34,8 +35,8 @@ class StoredVerification:
     """How far ONNX Runtime is from PyTorch's stored answers, and how far it may be."""
 
     batch_sizes: tuple[int, ...]
-    # Largest difference of each output, absolute up to 1 and relative above; of an "int8"
-    # export the root mean square of the difference, relative to that of the answers.
+    # Largest difference of each output, absolute up to 1 and relative above; with 8-bit
+    # weights the root mean square of the difference, relative to that of the answers.
     output_errors: dict[str, float]
     tolerance: float
 
@@ -103,7 +104,7 @@ def verify(
             for name, stored in wanted.items():
                 _check_answer(folder, name, answers[name], stored)
                 measures.setdefault(name, Difference()).add(answers[name], stored)
-    is_exact = info.get("target") != "int8"
+    is_exact = info.get("target") not in QUANTISED
     errors = {
         value.name: measures[value.name].error(is_exact=is_exact)
         for value in session.outputs
