@@ -105,7 +105,7 @@ def main() -> int:
         f"OpenVINO {ov.get_version()}, ONNX Runtime {ort.__version__}, {CONFIG}, rows {BATCH_SIZES}"
     )
     folder = Path(sys.argv[1])
-    names = ("gates", "soft_gates", "served", "types")
+    names = ("gates", "soft_gates", "scanned_gates", "served", "types")
     problems = [problem for name in names for problem in check_model(folder, name)]
     show_limits(folder, "gates")
     for problem in problems:

@@ -111,7 +111,9 @@ def _experts(activation: str, out_features: int = OUT) -> Experts:
     return Experts(NUM_EXPERTS, (DIM, HIDDEN, out_features), activation=activation)
 
 
-def export_model(model: nn.Module, root: Path, name: str, *, hard: bool = True) -> Path:
+def export_model(
+    model: nn.Module, root: Path, name: str, *, hard: bool = True, target: str = "unrolled"
+) -> Path:
     """Export a model; rows whose route rounding changes are no examples."""
     x, ids = torch.randn(2 * NUM_ROWS, DIM), torch.randint(NUM_IDS, (2 * NUM_ROWS,))
     model.eval()
@@ -121,7 +123,7 @@ def export_model(model: nn.Module, root: Path, name: str, *, hard: bool = True) 
     assert len(x) == NUM_ROWS
     folder = root / "exported" / name
     names = {"input_names": ["x", "ids"], "output_names": list(model.output_names)}
-    print(name, export(model, (x, ids), folder, hard=hard, **names))
+    print(name, export(model, (x, ids), folder, hard=hard, target=target, **names))
     np.savez(root / f"{name}.npz", x=x.numpy(), ids=ids.numpy())
     return folder
 
@@ -169,6 +171,7 @@ def main() -> None:
     torch.manual_seed(0)
     export_model(Gates(), root, "gates")
     export_model(Gates(), root, "soft_gates", hard=False)
+    export_model(Gates(), root, "scanned_gates", target="scan")
     folders = {
         "served": export_model(Served(), root, "served"),
         "batched": export_model(Batched(), root, "batched"),
