@@ -99,12 +99,3 @@ def test_a_module_of_another_size_is_named() -> None:
     experts = ModuleExperts([nn.Linear(6, 4), nn.Linear(6, 3)], in_features=6, out_features=4)
     with pytest.raises(ValueError, match=r"`experts\[1\]` must map \(2, 6\) to \(2, 4\), got \(2,"):
         experts.one(1, torch.randn(2, 6))
-
-
-def test_an_export_says_that_it_cannot() -> None:
-    onnx = pytest.importorskip("moe_runtime.onnx")
-    pytest.importorskip("onnxruntime", reason='needs the extra: pip install "moe-runtime[onnx]"')
-    mixture = MixtureOfExperts(TopKRouter(DIM, NUM_EXPERTS, k=2), unstacked(stacked()))
-    names = {"input_names": ["x"], "output_names": ["y", "penalty", "weights"]}
-    with pytest.raises(ValueError, match="`model` must hold its experts as `Experts`"):
-        onnx.export(mixture, (torch.randn(9, DIM),), "unused", hard=True, **names)
