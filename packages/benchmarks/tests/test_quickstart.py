@@ -18,6 +18,7 @@ import torch
 from _tiny import TINY, TINY_OPTIONS, Run, command
 from rich.console import Console
 
+from moe_benchmarks._files import remove_leftovers
 from moe_benchmarks._gates import TRAINED_GATES, build_model
 from moe_benchmarks._quickstart import Run as TrainingRun
 from moe_benchmarks._quickstart import _export
@@ -110,6 +111,16 @@ def test_killing_it_ten_times_ends_with_the_same_report(finished: Path, tmp_path
     ]
     assert reports[0] == reports[1]
     assert not list(tmp_path.rglob(".*.tmp")), "half-written files were left"
+
+
+def test_leftovers_of_every_kind_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    stage = tmp_path / "model" / ".export.abc.tmp"
+    stage.mkdir(parents=True)
+    (stage / ".model.onnx.tmp").write_text("half")
+    (tmp_path / ".results.json.7.tmp").write_text("half")
+    (tmp_path / "model" / "model.onnx").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["model", "model.onnx"]
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:

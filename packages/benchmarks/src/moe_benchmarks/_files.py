@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete half-written files of a run that was killed."""
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    """Delete half-written files, and folders of an export, of a run that was killed."""
+    for leftover in list(folder.rglob(".*.tmp")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
