@@ -39,7 +39,7 @@ def int8(build: Builder, x_TD: ir.Value, gates_GTE: ir.Value, contents: Contents
     for before, layer in zip(contents.layers, contents.layers[1:], strict=False):
         encoded = _encode_rows(build, value, is_positive=before.activation == "relu")
         value = _layer(build, *encoded, layer, pairs)
-    return combine_sorted(build, value, pairs, contents.out_features)
+    return combine_sorted(build, [value], pairs, contents.out_features)
 
 
 def encode(weight_OD: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

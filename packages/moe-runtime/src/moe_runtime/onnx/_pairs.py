@@ -55,10 +55,12 @@ def split(build: Builder, rows_PD: ir.Value, pairs: Pairs) -> Sequence[ir.Value]
     return build.ops("Split", rows_PD, pairs.counts_E, num_outputs=pairs.num_experts, axis=0)
 
 
-def combine_sorted(build: Builder, y_PO: ir.Value, pairs: Pairs, out_features: int) -> ir.Value:
-    """Combine outputs in the order by expert, float32: (G, T, O)."""
+def combine_sorted(
+    build: Builder, blocks: Sequence[ir.Value], pairs: Pairs, out_features: int
+) -> ir.Value:
+    """Combine blocks of outputs (R, O), float32, in the order by expert: (G, T, O)."""
     zeros = build.constant(np.zeros((1, out_features)), np.float32)
-    y_NO = build.op("Concat", y_PO, zeros, axis=0)
+    y_NO = build.op("Concat", *blocks, zeros, axis=0)
     num_pairs = build.op("ReduceSum", pairs.counts_E, keepdims=1)
     return combine(build, y_NO, pairs, positions(build, pairs), num_pairs)
 

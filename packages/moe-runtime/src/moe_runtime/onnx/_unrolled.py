@@ -5,12 +5,11 @@ Axes: D input features, O output features, E experts, P pairs sorted by expert, 
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 
 from moe_runtime.onnx._activate import activate
 from moe_runtime.onnx._graph import Builder, Contents
-from moe_runtime.onnx._pairs import Pairs, combine, list_pairs, positions, split
+from moe_runtime.onnx._pairs import Pairs, combine_sorted, list_pairs, split
 
 
 def unrolled(build: Builder, x_TD: ir.Value, gates_GTE: ir.Value, contents: Contents) -> ir.Value:
@@ -41,7 +40,4 @@ def run_one_by_one(
     rows_PD = build.op("Gather", x_TD, pairs.row_P)
     blocks = split(build, rows_PD, pairs)
     outputs = [run(expert, block) for expert, block in enumerate(blocks)]
-    zeros = build.constant(np.zeros((1, out_features)), np.float32)
-    y_NO = build.op("Concat", *outputs, zeros, axis=0)
-    num_pairs = build.op("ReduceSum", pairs.counts_E, keepdims=1)
-    return combine(build, y_NO, pairs, positions(build, pairs), num_pairs)
+    return combine_sorted(build, outputs, pairs, out_features)
