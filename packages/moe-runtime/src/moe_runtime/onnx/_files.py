@@ -20,6 +20,7 @@ from moe_runtime.onnx._folder import (
     MODEL_FILE,
     digest_of,
 )
+from moe_runtime.onnx._graph import constant_bytes
 from moe_runtime.onnx._verify import Arrays
 
 # In the order in which they appear: what says that a model is whole comes last.
@@ -61,9 +62,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def save_model(model: ir.Model, path: Path) -> bool:
     """Write a model, a large one with its constants beside it; return whether it is large."""
-    constants = (value.const_value for value in model.graph.initializers.values())
-    num_bytes = sum(constant.nbytes for constant in constants if constant is not None)
-    is_large = num_bytes >= EXTERNAL_BYTES
+    is_large = constant_bytes(model) >= EXTERNAL_BYTES
     ir.save(model, path, external_data=f"{path.name}.data" if is_large else None)
     return is_large
 

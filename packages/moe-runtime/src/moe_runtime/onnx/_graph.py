@@ -115,6 +115,12 @@ class Builder:
         return value if source == target else self.op("Cast", value, to=int(target))
 
 
+def constant_bytes(model: ir.Model) -> int:
+    """Add up the sizes of a model's constants."""
+    constants = (value.const_value for value in model.graph.initializers.values())
+    return sum(constant.nbytes for constant in constants if constant is not None)
+
+
 def mixture_nodes(model: ir.Model) -> list[ir.Node]:
     """List the opaque mixtures of an exported model."""
     return [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from moe_runtime._activations import ACTIVATIONS
 from moe_runtime.onnx._difference import BATCH_SIZES, Difference, distance
-from moe_runtime.onnx._graph import Contents
+from moe_runtime.onnx._graph import Contents, constant_bytes
 
 # Up to here rows use any number of experts; above, a few each, since all of them take long.
 MAX_DENSE_ROWS, FEW_EXPERTS = 33, 2
@@ -191,12 +191,7 @@ def _worst_row(answer: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 def _session_of(model: ir.Model, folder: Path) -> ort.InferenceSession:
     """Open a model; a large one through files, which cost no memory of their own."""
-    num_bytes = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    if num_bytes < MAX_PACKED_BYTES:
+    if constant_bytes(model) < MAX_PACKED_BYTES:
         return open_session(ir.to_proto(model).SerializeToString())
     ir.save(model, folder / "mixture.onnx", external_data="mixture.data")
     return open_session(folder / "mixture.onnx", pack=False)
