@@ -1,0 +1,56 @@
+"""What every data set is, whatever it was read from: named inputs, and targets a task.
+
+Axes: T rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+# Names of inputs.
+USER, ITEM = "user", "item"  # (T,) int64
+PIXELS = "pixels"  # (T, height, width) float32, dimensionless, 0..1
+PICTURE_ID = "picture_id"  # (T,) int64, equal for equal pictures
+
+
+class DataError(ValueError):
+    """A data file is missing, damaged, or not what it should be."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to predict."""
+
+    name: str
+    kind: Literal["binary", "regression", "classes"]
+    num_outputs: int = 1  # of its head: 1, or the number of classes
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split, in the order of the data set's tasks."""
+
+    inputs: Mapping[str, Tensor]  # by name, each of T rows
+    # (T,) each: float32 of 0 or 1 (binary), float32 (regression), int64 (classes)
+    targets: tuple[Tensor, ...]
+    # (T,) bool, whether a row counts in a task; None where all rows do
+    present: tuple[Tensor | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets[0])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of one data set."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    train: Split
+    validation: Split
+    test: Split
+    num_ids: Mapping[str, int]  # by input that holds ids: they are in [0, num_ids)
+    hash_input: str  # the ids that hash routing reads
+    notes: tuple[str, ...] = ()  # sentences that a report must say of the data
