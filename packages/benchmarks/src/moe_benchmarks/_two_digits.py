@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-TASKS = ("top left", "bottom right")
+from moe_benchmarks._data._overlay import OVERLAY_TASKS, overlay
+
+TASKS = OVERLAY_TASKS
 NUM_CLASSES = 10
 DIGIT_SIZE = 8
 # The paper moves 28-pixel digits by 4 pixels each way; 1 pixel is the same share of 8.
@@ -50,8 +52,7 @@ class TwoDigits:
 
 def load_two_digits(*, num_train: int, num_validation: int, num_test: int, seed: int) -> TwoDigits:
     """Compose the three splits from disjoint base pictures."""
-    images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, DIGIT_SIZE, DIGIT_SIZE).astype(np.uint8)
+    images, labels = read_digits()
     generator = np.random.default_rng(seed)
     counts = (num_train, num_validation, num_test)
     splits = [
@@ -59,6 +60,12 @@ def load_two_digits(*, num_train: int, num_validation: int, num_test: int, seed:
         for base, count in zip(split_base(len(labels), generator), counts, strict=True)
     ]
     return TwoDigits(*splits)
+
+
+def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return scikit-learn's digits, (1797, 8, 8) of 0..16, and what they show, (1797,)."""
+    images, labels = load_digits(return_X_y=True)
+    return images.reshape(-1, DIGIT_SIZE, DIGIT_SIZE).astype(np.uint8), labels.astype(np.int64)
 
 
 def split_base(count: int, generator: np.random.Generator) -> list[NDArray[np.int64]]:
@@ -75,13 +82,10 @@ def _compose(
     generator: np.random.Generator,
 ) -> Split:
     pair = generator.integers(len(labels), size=(2, count))
-    canvas = np.zeros((count, CANVAS_SIZE, CANVAS_SIZE), np.uint8)
-    canvas[:, :DIGIT_SIZE, :DIGIT_SIZE] = images[pair[0]]
-    bottom_right = canvas[:, -DIGIT_SIZE:, -DIGIT_SIZE:]
-    np.maximum(bottom_right, images[pair[1]], out=bottom_right)
+    canvas = overlay(images[pair[0]], images[pair[1]], shift=SHIFT)
     ids = [zlib.crc32(picture.tobytes()) % NUM_IDS for picture in canvas]
     return Split(
         pixels=torch.from_numpy(canvas.reshape(count, -1).astype(np.float32) / LARGEST_VALUE),
         ids=torch.tensor(ids, dtype=torch.int64),
-        labels=torch.from_numpy(labels[pair].T.astype(np.int64)),
+        labels=torch.from_numpy(labels[pair].T.copy()),
     )
