@@ -10,6 +10,7 @@ from moe_benchmarks._data._overlay import Labelled, RowCounts, overlay_dataset
 from moe_benchmarks._data._source_files import damaged, find_file
 from moe_benchmarks._two_digits import LARGEST_VALUE, SHIFT, read_digits, split_base
 
+MULTI_MNIST, MULTI_FASHION_MNIST, DIGITS = "multi-mnist", "multi-fashion-mnist", "digits"
 NUM_CLASSES = 10
 PAPER_COUNTS = RowCounts(100_000, 20_000, 20_000)
 PAPER_SHIFT = 4  # pixels
@@ -25,14 +26,14 @@ def load_multi_mnist(
     data_dir: Path, /, *, counts: RowCounts = PAPER_COUNTS, seed: int = 0
 ) -> Dataset:
     """Compose MultiMNIST from the idx files in the folder `mnist`."""
-    return _load("multi-mnist", data_dir, "mnist", counts, seed)
+    return _load(MULTI_MNIST, data_dir, "mnist", counts, seed)
 
 
 def load_multi_fashion_mnist(
     data_dir: Path, /, *, counts: RowCounts = PAPER_COUNTS, seed: int = 0
 ) -> Dataset:
     """Compose MultiFashionMNIST from the idx files in the folder `fashion-mnist`."""
-    return _load("multi-fashion-mnist", data_dir, "fashion-mnist", counts, seed)
+    return _load(MULTI_FASHION_MNIST, data_dir, "fashion-mnist", counts, seed)
 
 
 def load_digits_overlay(*, counts: RowCounts = DIGITS_COUNTS, seed: int = 0) -> Dataset:
@@ -41,7 +42,7 @@ def load_digits_overlay(*, counts: RowCounts = DIGITS_COUNTS, seed: int = 0) -> 
     rows = split_base(len(labels), np.random.default_rng(seed))
     base = [Labelled(pictures[row], labels[row]) for row in rows]
     return overlay_dataset(
-        "digits",
+        DIGITS,
         base,
         counts,
         shift=SHIFT,
@@ -52,16 +53,21 @@ def load_digits_overlay(*, counts: RowCounts = DIGITS_COUNTS, seed: int = 0) -> 
 
 
 def read_base(data_dir: Path, folder: str, /, *, dataset: str, seed: int) -> list[Labelled]:
-    """Return published pictures by split: the training file's are divided, at random."""
+    """Return published pictures by split: the training file's are divided."""
     train, test = (
         _read(data_dir, folder, part, NUM_CLASSES, dataset) for part in ("train", "t10k")
     )
+    return [*divide_train(train, seed=seed), test]
+
+
+def divide_train(train: Labelled, /, *, seed: int) -> tuple[Labelled, Labelled]:
+    """Divide published training pictures, at random, into training and validation ones."""
     order = np.random.default_rng(seed).permutation(len(train.labels))
     validation, rest = np.split(order, [-(-len(order) // VALIDATION_PART)])
-    return [
-        *(Labelled(train.pictures[rows], train.labels[rows]) for rows in (rest, validation)),
-        test,
-    ]
+    return (
+        Labelled(train.pictures[rest], train.labels[rest]),
+        Labelled(train.pictures[validation], train.labels[validation]),
+    )
 
 
 def _load(name: str, data_dir: Path, folder: str, counts: RowCounts, seed: int) -> Dataset:
