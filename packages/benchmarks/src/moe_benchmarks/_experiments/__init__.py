@@ -1,0 +1,1 @@
+"""The paper's experiments: models, gates, searches, and one training loop."""

@@ -1,0 +1,207 @@
+"""One training loop for all experiments: early stopping, best weights, exact resume."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_benchmarks._data._dataset import Dataset, Split
+from moe_benchmarks._experiments._catalog import Experiment
+from moe_benchmarks._experiments._losses import mean_loss, total_loss
+from moe_benchmarks._experiments._metrics import loss_of
+from moe_benchmarks._experiments._model import MixtureModel, build_model
+from moe_benchmarks._experiments._searches import SearchStep, finish_relaxation, search_epoch
+from moe_benchmarks._experiments._settings import TrialSettings
+from moe_runtime import (
+    load_checkpoint,
+    load_tensors,
+    load_training_tensors,
+    save_checkpoint,
+    training_tensors,
+)
+
+BEST = "best."  # prefix of the best epoch's weights in a checkpoint
+# The order of an epoch's rows is a function of the seed and the epoch.
+SEED_STRIDE = 100_003
+
+
+class DivergedError(RuntimeError):
+    """A loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch looked like; losses are weighted sums over the tasks, without penalties."""
+
+    train_loss: float  # mean over its batches
+    penalty: float  # mean over its batches
+    validation_loss: float  # after it, as trained
+    experts_per_row: float  # after it, on the validation rows, mean over rows and tasks
+    seconds: float  # wall time of training, without validation and search
+
+
+@dataclass
+class Progress:
+    """How far a training run has come."""
+
+    history: list[Epoch] = field(default_factory=list)
+    searches: list[SearchStep] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """Return the epoch, 0-based, of the lowest validation loss."""
+        losses = [epoch.validation_loss for epoch in self.history]
+        return losses.index(min(losses))
+
+    def is_over(self, settings: TrialSettings) -> bool:
+        """Whether there are no epochs left, or the loss has not fallen for long enough."""
+        done = len(self.history)
+        waited = done - 1 - self.best_epoch if done else 0
+        return done >= settings.epochs or waited >= settings.patience
+
+
+@dataclass
+class Trained:
+    """A model at its best epoch, and how it came about."""
+
+    model: MixtureModel
+    history: list[Epoch]
+    searches: list[SearchStep]
+    best_epoch: int
+
+
+def fit(
+    experiment: Experiment,
+    settings: TrialSettings,
+    dataset: Dataset,
+    *,
+    checkpoint: Path | None = None,
+    on_batch: Callable[[int, int], None] = lambda _done, _total: None,
+    on_epoch: Callable[[int, Epoch], None] = lambda _number, _epoch: None,
+) -> Trained:
+    """Train until the validation loss no longer falls, and return the best epoch's weights.
+
+    With `checkpoint`, every epoch is saved there, and a run that finds it continues from it,
+    with the same numbers. `on_batch` is told of batches done and in the epoch, `on_epoch` of
+    each epoch.
+    """
+    num_rows = len(dataset.train)
+    num_batches = -(-num_rows // settings.batch_size)
+    model = build_model(experiment, settings, dataset, steps_per_epoch=num_batches)
+    model.to(dataset.train.targets[0].device)
+    # Fused: the embeddings' moments are most of a step's memory traffic.
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    progress, best = Progress(), _copy(model)
+    if checkpoint is not None and checkpoint.exists():
+        progress, best = _resume(checkpoint, model, optimizer)
+    for number, epoch in enumerate(progress.history):
+        on_epoch(number, epoch)
+    while not progress.is_over(settings):
+        number = len(progress.history)
+        order = epoch_order(settings, number, num_rows).to(dataset.train.targets[0].device)
+        if 0 < number <= settings.search_epochs:
+            some = order[: settings.search_rows]
+            progress.searches += search_epoch(
+                model, settings, dataset.train, dataset.tasks, some, epoch=number
+            )
+        torch.manual_seed(settings.seed * SEED_STRIDE + number)  # dropout, and gates that draw
+        begin = time.perf_counter()
+        train_loss, penalty = _train_epoch(model, optimizer, settings, dataset, order, on_batch)
+        seconds = time.perf_counter() - begin
+        loss = loss_of(model, dataset.validation, dataset.tasks, settings.task_weights)
+        epoch = Epoch(train_loss, penalty, *loss, seconds)
+        if not torch.isfinite(torch.tensor([train_loss, epoch.validation_loss])).all():
+            msg = f"the loss of epoch {number + 1} is not finite: {epoch}."
+            raise DivergedError(msg)
+        progress.history.append(epoch)
+        if progress.best_epoch == number:
+            best = _copy(model)
+        if checkpoint is not None:
+            _save(checkpoint, model, optimizer, progress, best)
+        on_epoch(number, epoch)
+    load_tensors(model, best)
+    return Trained(model.eval(), progress.history, progress.searches, progress.best_epoch)
+
+
+def epoch_order(settings: TrialSettings, number: int, num_rows: int) -> Tensor:
+    """Order of an epoch's rows."""
+    generator = torch.Generator().manual_seed(settings.seed * SEED_STRIDE + number)
+    return torch.randperm(num_rows, generator=generator)
+
+
+def batch_loss(
+    model: MixtureModel, settings: TrialSettings, dataset: Dataset, split: Split, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a batch's loss, weighted over the tasks, and its penalty."""
+    prediction = model({name: values[rows] for name, values in split.inputs.items()})
+    losses = [
+        mean_loss(task, output, target[rows], None if present is None else present[rows])
+        for task, output, target, present in zip(
+            dataset.tasks, prediction.outputs, split.targets, split.present, strict=True
+        )
+    ]
+    return total_loss(losses, settings.task_weights), prediction.penalty
+
+
+def _train_epoch(
+    model: MixtureModel,
+    optimizer: torch.optim.Optimizer,
+    settings: TrialSettings,
+    dataset: Dataset,
+    order: Tensor,
+    on_batch: Callable[[int, int], None],
+) -> tuple[float, float]:
+    model.train()
+    batches = torch.split(order, settings.batch_size)
+    # Summed on the device, which nothing waits for.
+    totals = order.new_zeros(2, dtype=torch.float64)
+    for number, rows in enumerate(batches):
+        loss, penalty = batch_loss(model, settings, dataset, dataset.train, rows)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss + penalty)
+        optimizer.step()
+        totals += torch.stack([loss.detach(), penalty.detach()]).double() * len(rows)
+        if model.soft is not None and not model.soft.frozen:
+            model.soft.done_steps += 1
+            if model.soft.done_steps >= model.soft.relaxation.num_steps:
+                finish_relaxation(model, settings)
+        on_batch(number + 1, len(batches))
+    train_loss, penalty_mean = (totals / len(order)).tolist()
+    return train_loss, penalty_mean
+
+
+def _copy(model: MixtureModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _save(
+    path: Path,
+    model: MixtureModel,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    best: Mapping[str, Tensor],
+) -> None:
+    tensors = training_tensors(model, optimizer)
+    tensors |= {BEST + name: tensor for name, tensor in best.items()}
+    state: dict[str, Any] = {
+        "history": [asdict(epoch) for epoch in progress.history],
+        "searches": [asdict(search) for search in progress.searches],
+    }
+    save_checkpoint(path, tensors, settings=state)
+
+
+def _resume(
+    path: Path, model: MixtureModel, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]]:
+    tensors, state = load_checkpoint(path)
+    now = {name: each for name, each in tensors.items() if not name.startswith(BEST)}
+    load_training_tensors(model, optimizer, now)
+    best = {
+        name.removeprefix(BEST): each for name, each in tensors.items() if name.startswith(BEST)
+    }
+    history = [Epoch(**epoch) for epoch in state["history"]]
+    return Progress(history, [SearchStep(**search) for search in state["searches"]]), best

@@ -1,0 +1,152 @@
+"""A trial as a result row: settings, numbers, and where they come from.
+
+Axes: G gates (one a task), T rows, E experts.
+"""
+
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moe_gates
+from moe_benchmarks._data._dataset import Dataset
+from moe_benchmarks._experiments._catalog import Experiment
+from moe_benchmarks._experiments._loop import Epoch, Trained, fit
+from moe_benchmarks._experiments._metrics import measure
+from moe_benchmarks._experiments._settings import TrialSettings
+
+PACKAGES = ("moe-gates", "moe-localsearch", "moe-runtime", "moe-benchmarks", "torch", "numpy")
+
+Row = dict[str, Any]
+
+
+def run_trial(
+    experiment: Experiment,
+    settings: TrialSettings,
+    dataset: Dataset,
+    *,
+    share: float,
+    trial: int = 0,
+    checkpoint: Path | None = None,
+    on_batch: Callable[[int, int], None] = lambda _done, _total: None,
+    on_epoch: Callable[[int, Epoch], None] = lambda _number, _epoch: None,
+) -> tuple[Row, Trained]:
+    """Train, measure, and return the row and the model."""
+    begin = time.perf_counter()
+    trained = fit(
+        experiment,
+        settings,
+        dataset,
+        checkpoint=checkpoint,
+        on_batch=on_batch,
+        on_epoch=on_epoch,
+    )
+    seconds = time.perf_counter() - begin
+    metrics: dict[str, Any] = {}
+    load: list[list[float]] = []
+    for name, split in (("validation", dataset.validation), ("test", dataset.test)):
+        metrics[name] = {}
+        for routing in ("trained", "hard"):
+            metrics[name][routing], weights_GTE = measure(
+                trained.model,
+                split,
+                dataset.tasks,
+                settings.task_weights,
+                hard=routing == "hard",
+                k=settings.k,
+            )
+            load = [moe_gates.expert_load(each).tolist() for each in weights_GTE]
+    trained_seconds = sum(epoch.seconds for epoch in trained.history)
+    row = {
+        **row_head(experiment, settings, share=share, trial=trial),
+        "state": "complete",
+        "error": None,
+        "history": [asdict(epoch) for epoch in trained.history],
+        "best_epoch": trained.best_epoch,
+        "metrics": metrics,
+        "load": load,
+        "searches": [asdict(search) for search in trained.searches],
+        "seconds": seconds,
+        "rows_per_second": len(dataset.train) * len(trained.history) / trained_seconds,
+        "notes": list(dataset.notes),
+    }
+    return row, trained
+
+
+def failed_row(
+    experiment: Experiment, settings: TrialSettings, error: Exception, *, share: float, trial: int
+) -> Row:
+    """Return the row of a trial that raised: recorded, not hidden."""
+    return {
+        **row_head(experiment, settings, share=share, trial=trial),
+        "state": "failed",
+        "error": f"{type(error).__name__}: {error}",
+    }
+
+
+def row_head(
+    experiment: Experiment, settings: TrialSettings, *, share: float, trial: int
+) -> dict[str, Any]:
+    """Return what is known of a trial before it has run."""
+    values = settings.to_dict()
+    return {
+        "experiment": experiment.name,
+        "fraction": share,
+        "gate": values.pop("gate"),
+        "search": values.pop("search"),
+        "trial": trial,
+        "settings": values,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
+        "device": _device(),
+    }
+
+
+def same_numbers(row: Row) -> Row:
+    """Return a row without its times, which differ from run to run."""
+    kept = {
+        name: value for name, value in row.items() if name not in ("seconds", "rows_per_second")
+    }
+    epochs = [
+        {name: value for name, value in epoch.items() if name != "seconds"}
+        for epoch in row.get("history", [])
+    ]
+    return {**kept, "history": epochs}
+
+
+@cache
+def _commit() -> str | None:
+    """Return the commit of the sources, with a + where they are changed; None outside of git."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        commit = subprocess.run(  # noqa: S603 - our own command
+            (*git, "rev-parse", "--short=12", "HEAD"), capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(  # noqa: S603 - our own command
+            (*git, "status", "--porcelain", "--", "."), capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+@cache
+def _device() -> str:
+    """Name the processor, or the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
