@@ -1,12 +1,12 @@
-"""The `moe-bench` command."""
+"""`moe-bench quickstart`."""
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-import moe_benchmarks
+from moe_benchmarks._cli._common import INTERRUPTED, fail
 from moe_benchmarks._files import DamagedFileError
 from moe_benchmarks._folder import OutputFolderError
 from moe_benchmarks._quickstart import run_quickstart
@@ -17,23 +17,8 @@ from moe_runtime.onnx import ExportError
 DEFAULTS = QuickstartSettings()
 # What can go wrong outside the program; anything else is a bug and shows its traceback.
 EXPECTED_ERRORS = (DamagedFileError, ExportError, OutputFolderError, OSError)
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def main() -> None:
-    """Experiments with sparse mixtures of experts."""
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    typer.echo(moe_benchmarks.__version__)
-
-
-@app.command()
 def quickstart(
     out: Annotated[
         Path, typer.Option(help="Folder for the report, the models and the results.")
@@ -77,7 +62,7 @@ def quickstart(
             search_rows=_or_at_most(search_rows, DEFAULTS.search_rows, num_train),
         )
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     console = Console(markup=False, highlight=False)
     try:
         report = run_quickstart(settings, out, console)
@@ -87,17 +72,12 @@ def quickstart(
         )
         raise typer.Exit(INTERRUPTED) from None
     except CheckpointError as error:
-        _fail(f"{error} Delete it and run again.")
+        fail(f"{error} Delete it and run again.")
     except EXPECTED_ERRORS as error:
-        _fail(str(error))
+        fail(str(error))
     console.print(f"report: {report}", soft_wrap=True)
 
 
 def _or_at_most(given: int | None, default: int, most: int) -> int:
     """Return what was given, or the default where the other options allow it."""
     return max(0, min(default, most)) if given is None else given
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)

@@ -1,0 +1,137 @@
+"""`moe-bench train`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from moe_benchmarks._cli._common import INTERRUPTED, DataDir, Share, fail
+from moe_benchmarks._data._catalog import load
+from moe_benchmarks._data._dataset import DataError, Dataset
+from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
+from moe_benchmarks._experiments._loop import DivergedError, Epoch
+from moe_benchmarks._experiments._row import run_trial
+from moe_benchmarks._experiments._settings import TrialSettings
+from moe_benchmarks._files import write_json
+from moe_runtime import CheckpointError
+
+CHECKPOINT, ROW = "checkpoint.safetensors", "row.json"
+
+
+def train(
+    experiment: Annotated[str, typer.Argument(help="As `moe-bench list` names it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the result.")],
+    gate: Annotated[str, typer.Option(help="As `moe-bench list` names it.")] = "comet",
+    search: Annotated[str, typer.Option(help="As `moe-bench list` names it.")] = "identity",
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 3e-4,
+    gamma: Annotated[float, typer.Option(help="Width of the smooth step.")] = 1.0,
+    entropy_weight: Annotated[float, typer.Option(help="Weight of the entropy penalty.")] = 0.1,
+    search_epochs: Annotated[int, typer.Option(help="First epochs, with searches.")] = 3,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs at most.", show_default="the experiment's")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs without a lower validation loss.", show_default="the experiment's"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    share: Share = 1.0,
+    data_dir: DataDir = None,
+) -> None:
+    """Train one model, and write its result row.
+
+    Every epoch is saved: the same command continues where it was stopped.
+    """
+    if experiment not in EXPERIMENTS:
+        fail(f"the experiment must be one of {list(EXPERIMENTS)}, got {experiment!r}.")
+    chosen = EXPERIMENTS[experiment]
+    try:
+        settings = TrialSettings(
+            gate=gate,
+            search=search,
+            seed=seed,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            entropy_weight=entropy_weight,
+            search_epochs=search_epochs,
+            epochs=chosen.epochs if epochs is None else epochs,
+            patience=chosen.patience if patience is None else patience,
+            batch_size=chosen.batch_size,
+            num_experts=chosen.num_experts,
+            k=chosen.k,
+            task_weights=chosen.task_weights,
+        )
+        dataset = load(chosen.dataset, data_dir, share=share)
+        _train(chosen, settings, dataset, out, share)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the last epoch is in {out}. The same command continues it.")
+        raise typer.Exit(INTERRUPTED) from None
+    except (DataError, DivergedError, CheckpointError, ValueError, OSError) as error:
+        fail(str(error))
+
+
+def _train(
+    experiment: Experiment, settings: TrialSettings, dataset: Dataset, out: Path, share: float
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = {"experiment": experiment.name, "share": share, **settings.to_dict()}
+    path = out / "settings.json"
+    if not path.exists():
+        write_json(path, wanted)
+    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
+        msg = f"{out} holds a run with other settings; choose another folder with --out."
+        raise ValueError(msg)
+    console = Console(markup=False, highlight=False)
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", epoch=1, speed="", total=None)
+
+        def on_batch(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        def on_epoch(number: int, epoch: Epoch) -> None:
+            speed = f"{len(dataset.train) / epoch.seconds:,.0f} rows/s"
+            progress.update(bar, completed=0, epoch=number + 2, speed=speed)
+            console.print(
+                f"epoch {number + 1}: training {epoch.train_loss:.4f}, penalty "
+                f"{epoch.penalty:.4f}, validation {epoch.validation_loss:.4f}, "
+                f"{epoch.experts_per_row:.2f} experts a row, {speed}"
+            )
+
+        row, _ = run_trial(
+            experiment,
+            settings,
+            dataset,
+            share=share,
+            checkpoint=out / CHECKPOINT,
+            on_batch=on_batch,
+            on_epoch=on_epoch,
+        )
+    write_json(out / ROW, row)
+    for routing in ("trained", "hard"):
+        metrics = row["metrics"]["test"][routing]
+        tasks = ", ".join(
+            f"{task}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+            for task, numbers in metrics["tasks"].items()
+        )
+        used = f"{metrics['experts_per_row']:.2f} experts a row"
+        how = "as trained" if routing == "trained" else "hard"
+        console.print(f"test, {how}: loss {metrics['loss']:.4f} ({tasks}); {used}")
+    console.print(f"row: {out / ROW}", soft_wrap=True)

@@ -1,0 +1,187 @@
+"""A study on disk or in a database: Optuna's trials, each with the row that it gave.
+
+A trial has a number of its own within its variant. One that a kill interrupted is marked as
+failed, and its number is tried again by a new trial of Optuna's: a row exists in the storage
+exactly if its trial is finished.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from moe_benchmarks._files import DamagedFileError, read_json, write_json, write_text
+from moe_benchmarks._tune._plan import StudyPlan
+
+try:
+    import fcntl
+except ImportError:  # Windows has another way, and a study there is one process's own
+    fcntl = None  # type: ignore[assignment]
+
+JOURNAL, ROWS, PLAN, LOCK = "journal.log", "rows.jsonl", "plan.json", "lock"
+NUMBER, ROW, SURPLUS = "number", "row", "surplus"
+
+Row = dict[str, Any]
+
+
+class StudyError(ValueError):
+    """A study's folder cannot be used, or holds something else."""
+
+
+def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
+    """Open the journal in a folder, or the database at a URL that Optuna understands."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url is not None:
+        return RDBStorage(url)
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+
+
+def claim_study(folder: Path, plan: StudyPlan) -> None:
+    """Make the folder this study's, let it have more trials, or refuse another one's."""
+    if folder.exists() and not folder.is_dir():
+        msg = f"`--out` must be a folder, got the file {folder}."
+        raise StudyError(msg)
+    path = folder / PLAN
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            msg = f"`--out` must be a new or empty folder or one of a study, got {folder}."
+            raise StudyError(msg)
+        write_json(path, plan.to_dict())
+        return
+    found, wanted = read_json(path, "experiment"), plan.to_dict()
+    # More trials or variants are more of the same; anything else would be other rows.
+    fixed = [name for name in wanted if name not in ("trials", "gates", "searches")]
+    changes = ", ".join(
+        f"{name} is {found.get(name)!r} there and {wanted[name]!r} here"
+        for name in fixed
+        if found.get(name) != wanted[name]
+    )
+    if changes:
+        msg = f"{folder} holds another study ({changes}); choose another folder with --out."
+        raise StudyError(msg)
+    write_json(path, wanted)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a folder against a second `moe-bench tune`; a killed one lets go of it."""
+    with (folder / LOCK).open("w") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                msg = f"another `moe-bench tune` is at work in {folder}; see --workers."
+                raise StudyError(msg) from None
+        yield
+
+
+def study_name(plan: StudyPlan, gate: str, search: str) -> str:
+    """Name a variant's study in the storage."""
+    return f"{plan.experiment}/{gate}/{search}"
+
+
+def prepare(storage: BaseStorage, plan: StudyPlan, folder: Path) -> None:
+    """Create the studies, take over rows of another machine, and queue what is not done.
+
+    Trials that run by now were left by a process that was killed: the folder is held.
+    """
+    foreign = _rows_by_variant(folder / ROWS)
+    for gate, search in plan.variants:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=study_name(plan, gate, search),
+            sampler=sampler(plan, 0),
+            load_if_exists=True,
+        )
+        trials = study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state is TrialState.RUNNING:
+                study.tell(trial.number, state=TrialState.FAIL)
+        known = {
+            trial.user_attrs[NUMBER]
+            for trial in trials
+            if NUMBER in trial.user_attrs
+            and (trial.state is TrialState.WAITING or ROW in trial.user_attrs)
+        }
+        for number, row in foreign.get((gate, search), {}).items():
+            if number not in known:
+                study.add_trial(_finished(number, row))
+                known.add(number)
+        for number in range(plan.trials):
+            if number not in known:
+                study.enqueue_trial({}, user_attrs={NUMBER: number})
+
+
+def sampler(plan: StudyPlan, trial: int) -> optuna.samplers.BaseSampler:
+    """Return Optuna's sampler; random settings are drawn by the trial's number, not by it."""
+    if plan.sampler == "tpe":
+        # Several processes at once, each aware of what the others try.
+        return optuna.samplers.TPESampler(seed=plan.seed + trial, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=plan.seed + trial)
+
+
+def rows_of(storage: BaseStorage, plan: StudyPlan) -> list[Row]:
+    """Return the rows of all finished trials, by variant and number."""
+    rows = []
+    for gate, search in plan.variants:
+        study = optuna.load_study(storage=storage, study_name=study_name(plan, gate, search))
+        finished = [trial for trial in study.get_trials(deepcopy=False) if ROW in trial.user_attrs]
+        finished.sort(key=lambda trial: int(trial.user_attrs[NUMBER]))
+        rows += [json.loads(trial.user_attrs[ROW]) for trial in finished if _is_finished(trial)]
+    return rows
+
+
+def write_rows(storage: BaseStorage, plan: StudyPlan, folder: Path) -> list[Row]:
+    """Write the rows of all finished trials to the folder, whole or not at all."""
+    rows = rows_of(storage, plan)
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    write_text(folder / ROWS, text)
+    return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read result rows, naming the file and the line where one is damaged."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror}."
+        raise DamagedFileError(msg) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or {"gate", "search", "trial", "state"} - set(row):
+                msg = "it is no result row"
+                raise ValueError(msg)  # noqa: TRY301 - told with the line, below
+        except ValueError as error:
+            msg = f"{path}, line {number}, is damaged ({error})."
+            raise DamagedFileError(msg) from error
+        rows.append(row)
+    return rows
+
+
+def _is_finished(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.FAIL)
+
+
+def _rows_by_variant(path: Path) -> dict[tuple[str, str], dict[int, Row]]:
+    by_variant: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in read_rows(path) if path.exists() else []:
+        by_variant.setdefault((row["gate"], row["search"]), {})[row["trial"]] = row
+    return by_variant
+
+
+def _finished(number: int, row: Row) -> FrozenTrial:
+    """Return a row as a finished trial of Optuna's."""
+    complete = row["state"] == "complete"
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE if complete else TrialState.FAIL,
+        value=row["metrics"]["validation"]["trained"]["loss"] if complete else None,
+        user_attrs={NUMBER: number, ROW: json.dumps(row)},
+    )
