@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+# Models of the tests are too small to share among threads.
+torch.set_num_threads(1)
 
 # pytest's importlib mode leaves the tests' own folder off the path.
 sys.path.insert(0, str(Path(__file__).parent))

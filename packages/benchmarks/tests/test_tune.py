@@ -1,0 +1,200 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from _synthetic import ratings
+from _tiny import command
+
+from moe_benchmarks._tune._plan import StudyPlan, sampled_settings
+from moe_benchmarks._tune._storage import (
+    StudyError,
+    claim_study,
+    only_one,
+    open_storage,
+    prepare,
+    read_rows,
+    rows_of,
+    write_rows,
+)
+from moe_benchmarks._tune._worker import run_workers, work
+
+Row = dict[str, object]
+PLAN = StudyPlan(
+    experiment="movielens-1m", gates=("hash", "top-k"), searches=("identity", "ids"), trials=2,
+    epochs=1,
+)  # fmt: skip
+few_ratings = partial(ratings, 40, num_users=5, num_items=5)
+
+
+def run_here(folder: Path, plan: StudyPlan) -> list[Row]:
+    claim_study(folder, plan)
+    with only_one(folder):
+        storage = open_storage(folder)
+        prepare(storage, plan, folder)
+        work(storage, plan, few_ratings)
+        return write_rows(storage, plan, folder)
+
+
+def numbers(rows: list[Row]) -> list[tuple[object, ...]]:
+    return [(row["gate"], row["search"], row["trial"]) for row in rows]
+
+
+def wanted(plan: StudyPlan) -> list[tuple[object, ...]]:
+    return [(*variant, trial) for variant in plan.variants for trial in range(plan.trials)]
+
+
+def test_a_study_gives_a_row_a_trial_and_the_same_rows_again(tmp_path: Path) -> None:
+    one, two = (run_here(tmp_path / name, PLAN) for name in ("one", "two"))
+    assert numbers(one) == wanted(PLAN)
+    for first, second in zip(one, two, strict=True):
+        assert first["state"] == "complete", first["error"]
+        assert first["metrics"] == second["metrics"]
+        assert first["settings"] == second["settings"]
+    assert read_rows(tmp_path / "one" / "rows.jsonl") == one
+
+
+def test_more_trials_are_added_and_none_is_run_again(tmp_path: Path) -> None:
+    few = run_here(tmp_path, PLAN)
+    more = run_here(tmp_path, StudyPlan(**{**vars(PLAN), "trials": 3}))
+    assert numbers(more) == wanted(StudyPlan(**{**vars(PLAN), "trials": 3}))
+    assert [row for row in more if row["trial"] != 2] == few, "times too: they were not repeated"
+
+
+def test_rows_of_another_machine_are_continued(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    rows = run_here(here, PLAN)
+    there.mkdir()
+    for name in ("plan.json", "rows.jsonl"):
+        (there / name).write_text((here / name).read_text())
+    assert run_here(there, PLAN) == rows
+
+
+def test_the_variants_of_a_trial_share_what_is_drawn() -> None:
+    plain, searched = (
+        sampled_settings(PLAN, gate, search, 5).to_dict()
+        for gate, search in (("hash", "ids"), ("comet", "exact"))
+    )
+    other = sampled_settings(PLAN, "hash", "ids", 6).to_dict()
+    for name in ("learning_rate", "gamma", "entropy_weight", "search_epochs", "seed"):
+        assert plain[name] == searched[name]
+    assert plain["learning_rate"] != other["learning_rate"]
+
+
+def test_a_trial_that_fails_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        msg = "no such luck"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr("moe_benchmarks._tune._worker.run_trial", fail)
+    rows = run_here(tmp_path, PLAN)
+    assert numbers(rows) == wanted(PLAN)
+    assert {(row["state"], row["error"]) for row in rows} == {
+        ("failed", "RuntimeError: no such luck")
+    }
+
+
+def test_tpe_stays_within_the_grids(tmp_path: Path) -> None:
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("comet",), "trials": 3, "sampler": "tpe"})
+    rows = run_here(tmp_path, plan)
+    assert numbers(rows) == wanted(plan)
+    for row in rows:
+        settings = row["settings"]
+        assert isinstance(settings, dict)
+        assert 5e-5 <= settings["learning_rate"] <= 5e-4
+        assert settings["gamma"] in (0.01, 0.1, 1.0, 5.0, 10.0)
+
+
+def test_four_workers_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("hash",), "searches": ("identity",),
+                        "trials": 200})  # fmt: skip
+    claim_study(tmp_path, plan)
+    storage = open_storage(tmp_path)
+    prepare(storage, plan, tmp_path)
+    polls: list[int] = []
+    run_workers(tmp_path, None, plan, few_ratings, num_workers=4, on_poll=lambda: polls.append(1))
+    rows = rows_of(storage, plan)
+    assert numbers(rows) == wanted(plan)
+    assert all(row["state"] == "complete" for row in rows)
+    assert polls
+
+
+def test_a_study_killed_at_ten_moments_has_every_trial_once(tmp_path: Path) -> None:
+    options = ("digits", f"--out={tmp_path}", "--share=0.01", "--epochs=1", "--trials=8",
+               "--gates=hash,top-k", "--searches=identity", "--workers=2")  # fmt: skip
+    moments = random.Random(0)  # noqa: S311 - any moments will do
+    killed = 0
+    for _ in range(10):
+        process = subprocess.Popen(
+            command("tune", *options), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        journal = tmp_path / "journal.log"
+        begin = time.monotonic()
+        while not journal.exists() and time.monotonic() - begin < 60:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 6))
+        killed += process.poll() is None
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert killed, "no kill hit a running study"
+    done = subprocess.run(command("tune", *options), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert numbers(rows) == [(gate, "identity", n) for gate in ("hash", "top-k") for n in range(8)]
+    assert all(row["state"] == "complete" for row in rows)
+    # Same seed, same numbers, however often it was killed.
+    again = tmp_path / "again"
+    whole = subprocess.run(
+        command("tune", *(each.replace(str(tmp_path), str(again)) for each in options)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert whole.returncode == 0, whole.stderr
+    for one, other in zip(rows, read_rows(again / "rows.jsonl"), strict=True):
+        assert one["metrics"] == other["metrics"]
+
+
+def test_a_folder_is_one_study_s_and_one_process_s(tmp_path: Path) -> None:
+    claim_study(tmp_path / "study", PLAN)
+    with pytest.raises(StudyError, match=r"share is 1\.0 there and 0\.5 here"):
+        claim_study(tmp_path / "study", StudyPlan(**{**vars(PLAN), "share": 0.5}))
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").touch()
+    with pytest.raises(StudyError, match="must be a new or empty folder"):
+        claim_study(tmp_path / "else", PLAN)
+    if sys.platform != "win32":
+        with (
+            only_one(tmp_path / "study"),
+            pytest.raises(StudyError, match="another `moe-bench tune`"),
+            only_one(tmp_path / "study"),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experiment": "imagenet"}, "`experiment` must be among"),
+        ({"gates": ("hash", "best")}, r"`gates` must be among .* got \['best'\]"),
+        ({"searches": ("ids",), "gates": ("comet",)}, "`searches` must be something that"),
+        ({"trials": 0}, "`trials` must be >= 1"),
+        ({"share": 0.0}, r"`share` must be in \(0, 1\]"),
+        ({"sampler": "grid"}, "`sampler` must be among"),
+    ],
+)
+def test_plans_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StudyPlan(**{**vars(PLAN), **changes})  # type: ignore[arg-type]
+
+
+def test_a_damaged_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"gate": 1, "search": 2, "trial": 3, "state": 4}) + "\n{")
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2, is damaged"):
+        read_rows(path)
