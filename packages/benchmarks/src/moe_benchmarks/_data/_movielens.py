@@ -26,14 +26,15 @@ COMET_NOTE = (
 def load_movielens_1m(data_dir: Path, /, *, seed: int = 0) -> Dataset:
     """Read `ml-1m.zip`: a million ratings by 6,040 users."""
     path = find_file(data_dir, "ml-1m.zip", dataset=ML_1M)
-    text = read_member(path, "ratings.dat").replace(b"::", b"\t")
-    return _from_text(ML_1M, path, text, seed)
+    _, text = read_member(path, "ratings.dat")
+    return _from_text(ML_1M, path, text.replace(b"::", b"\t"), seed)
 
 
 def load_movielens_100k(data_dir: Path, /, *, seed: int = 0) -> Dataset:
     """Read `ml-100k.zip`: a hundred thousand ratings by 943 users."""
     path = find_file(data_dir, "ml-100k.zip", dataset=ML_100K)
-    return _from_text(ML_100K, path, read_member(path, "u.data"), seed)
+    _, text = read_member(path, "u.data")
+    return _from_text(ML_100K, path, text, seed)
 
 
 def load_movielens_1m_comet_split(data_dir: Path, /) -> Dataset:
