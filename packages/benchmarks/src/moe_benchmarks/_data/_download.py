@@ -82,6 +82,21 @@ def download_file(
     raise DataError(msg)
 
 
+def _fetch_checked(
+    url: str, part: Path, file: SourceFile, progress: Progress, first_wait: float
+) -> None:
+    is_continued = part.exists()
+    _fetch_patiently(url, part, file, progress, first_wait)
+    try:
+        _check(part, file)
+    except DataError:
+        if not is_continued:
+            raise
+        # The beginning may have been another file's.
+        _fetch_patiently(url, part, file, progress, first_wait)
+        _check(part, file)
+
+
 def _fetch_patiently(
     url: str, part: Path, file: SourceFile, progress: Progress, first_wait: float
 ) -> None:
@@ -106,9 +121,7 @@ def _fetch(url: str, part: Path, file: SourceFile, progress: Progress) -> None:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == RANGE_REFUSED and have:
-            # The part is whole, or of another file: the check says which.
-            _check(part, file)
-            return
+            return  # the part is whole, or of another file: the check says which
         raise
     with response:
         if response.status != PARTIAL:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from moe_benchmarks._data._dataset import DataError
 
+# What damaged archives raise: a flipped bit can look like encryption or another version.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+
 
 def find_file(data_dir: Path, file: str, /, *, dataset: str) -> Path:
     """Return where a file of a data set lies, or say how to get it."""
@@ -33,6 +36,6 @@ def read_member(path: Path, /, *endings: str) -> tuple[str, bytes]:
             if len(names) == 1:
                 return names[0], archive.read(names[0])
             found = archive.namelist()[:10]
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise damaged(path, error) from error
     raise damaged(path, f"one file {' or '.join(endings)} is expected in it, it holds {found}")
