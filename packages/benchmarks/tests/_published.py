@@ -7,15 +7,19 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 NUM_USERS, NUM_ITEMS = 40, 30
 
 
-def rated_pairs(num_users=NUM_USERS, num_items=NUM_ITEMS, seed=0):
+def rated_pairs(
+    num_users: int = NUM_USERS, num_items: int = NUM_ITEMS, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return users (from 0) and items of random pairs, each once; every user and item occurs."""
     rated = np.random.default_rng(seed).random((num_users, num_items)) < 0.3
     rated[np.arange(num_users), np.arange(num_users) % num_items] = True
-    return np.nonzero(rated)
+    user, item = np.nonzero(rated)
+    return user, item
 
 
 def write_zip(path: Path, name: str, content: bytes) -> None:
@@ -49,7 +53,7 @@ def write_comet_split(folder: Path) -> None:
         )
 
 
-def write_jester(folder: Path, parts=(1, 2, 3)) -> int:
+def write_jester(folder: Path, parts: tuple[int, ...] = (1, 2, 3)) -> int:
     """Write parts of 40 users, and return how many ratings all hold."""
     count = 0
     for part in parts:
@@ -65,7 +69,7 @@ def write_jester(folder: Path, parts=(1, 2, 3)) -> int:
     return count
 
 
-def write_books(folder: Path, lines=None) -> None:
+def write_books(folder: Path, lines: list[str] | None = None) -> None:
     user, book = rated_pairs()
     rows = [
         f'"{u + 276725}";"03454{b:04}X";"{1 + (u + b) % 10}"'
@@ -76,11 +80,11 @@ def write_books(folder: Path, lines=None) -> None:
     write_zip(folder / "BX-CSV-Dump.zip", "BX-Book-Ratings.csv", text.encode("latin-1"))
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
+def idx_bytes(array: NDArray[np.uint8]) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def write_mnist(folder: Path, name="mnist", num_train=60, num_test=20) -> None:
+def write_mnist(folder: Path, name: str = "mnist", num_train: int = 60, num_test: int = 20) -> None:
     """Write pictures whose first pixel says which base picture they are."""
     (folder / name).mkdir()
     generator = np.random.default_rng(0)

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,32 +14,33 @@ from _published import (
     write_movielens,
     write_zip,
 )
+from torch import Tensor
 
 from moe_benchmarks._data._books import core
 from moe_benchmarks._data._catalog import load
-from moe_benchmarks._data._dataset import ITEM, USER, DataError
+from moe_benchmarks._data._dataset import ITEM, USER, DataError, Dataset, Split
 from moe_benchmarks._data._negatives import sample_negatives
 from moe_benchmarks._data._ratings import dataset_from_ratings
 from moe_benchmarks._data._share import with_rows, with_users
 from moe_benchmarks._data._split_rows import split_rows
 
 
-def splits(dataset):
+def splits(dataset: Dataset) -> tuple[Split, Split, Split]:
     return dataset.train, dataset.validation, dataset.test
 
 
-def pairs(split, rows=slice(None)):
+def pairs(split: Split, rows: Tensor | slice = slice(None)) -> list[tuple[int, int]]:
     users, items = split.inputs[USER][rows].tolist(), split.inputs[ITEM][rows].tolist()
     return list(zip(users, items, strict=True))
 
 
 @pytest.fixture
-def made():
+def made() -> Dataset:
     user, item = rated_pairs()
     return dataset_from_ratings("made", user, item, 1 + (user + item) % 5, seen="watched")
 
 
-def test_negatives_are_never_rated_and_as_many_as_the_rated():
+def test_negatives_are_never_rated_and_as_many_as_the_rated() -> None:
     user, item = rated_pairs()
     other = sample_negatives(user, item, generator=np.random.default_rng(0))
     rated, sampled = set(zip(user, item, strict=True)), set(zip(*other, strict=True))
@@ -47,13 +49,13 @@ def test_negatives_are_never_rated_and_as_many_as_the_rated():
     np.testing.assert_array_equal(np.bincount(other[0]), np.bincount(user))
 
 
-def test_a_user_with_few_unrated_items_gets_all_of_them():
+def test_a_user_with_few_unrated_items_gets_all_of_them() -> None:
     user, item = np.array([0] * 9 + [1] * 10), np.array([*range(9), *range(10)])
     other = sample_negatives(user, item, generator=np.random.default_rng(0))
     assert [list(ids) for ids in other] == [[0], [9]]
 
 
-def test_negatives_do_not_depend_on_the_order_of_the_ratings():
+def test_negatives_do_not_depend_on_the_order_of_the_ratings() -> None:
     user, item = rated_pairs()
     order = np.random.default_rng(1).permutation(len(user))
     one = sample_negatives(user, item, generator=np.random.default_rng(0))
@@ -61,7 +63,7 @@ def test_negatives_do_not_depend_on_the_order_of_the_ratings():
     np.testing.assert_array_equal(one, other)
 
 
-def test_every_unrated_item_is_about_as_likely():
+def test_every_unrated_item_is_about_as_likely() -> None:
     user, item = np.arange(6000).repeat(3), np.tile([0, 1, 2], 6000)
     user, item = np.append(user, 6000), np.append(item, 11)
     _, sampled = sample_negatives(user, item, generator=np.random.default_rng(0))
@@ -70,7 +72,7 @@ def test_every_unrated_item_is_about_as_likely():
     assert np.abs(counts - 2000).max() < 5 * 45
 
 
-def test_rows_are_split_without_overlap_and_with_equal_shares_of_the_first_task():
+def test_rows_are_split_without_overlap_and_with_equal_shares_of_the_first_task() -> None:
     positive = np.arange(1003) % 3 == 0
     rows = split_rows(positive, generator=np.random.default_rng(0))
     assert [len(part) for part in rows] == [789, 113, 101]
@@ -79,7 +81,7 @@ def test_rows_are_split_without_overlap_and_with_equal_shares_of_the_first_task(
         assert abs(positive[part].sum() - len(part) * positive.mean()) <= 1
 
 
-def test_no_pair_is_in_two_splits_and_ids_have_no_gaps(made):
+def test_no_pair_is_in_two_splits_and_ids_have_no_gaps(made: Dataset) -> None:
     everything = [pair for split in splits(made) for pair in pairs(split)]
     assert len(set(everything)) == len(everything) == 2 * len(rated_pairs()[0])
     assert dict(made.num_ids) == {USER: NUM_USERS, ITEM: NUM_ITEMS}
@@ -87,19 +89,21 @@ def test_no_pair_is_in_two_splits_and_ids_have_no_gaps(made):
     assert {item for _, item in everything} == set(range(NUM_ITEMS))
 
 
-def test_only_rated_rows_have_a_rating_and_it_is_theirs(made):
+def test_only_rated_rows_have_a_rating_and_it_is_theirs(made: Dataset) -> None:
     rated = set(zip(*rated_pairs(), strict=True))
     for split in splits(made):
         watched, rating = split.targets
-        assert torch.equal(watched == 1, split.present[1])
-        assert split.present[0] is None
-        assert set(pairs(split, split.present[1])) <= rated
-        assert not set(pairs(split, ~split.present[1])) & rated
+        everywhere, where_rated = split.present
+        assert everywhere is None
+        assert where_rated is not None
+        assert torch.equal(watched == 1, where_rated)
+        assert set(pairs(split, where_rated)) <= rated
+        assert not set(pairs(split, ~where_rated)) & rated
         sums = split.inputs[USER] + split.inputs[ITEM]
         assert torch.equal(rating, torch.where(watched == 1, 1 + sums % 5, 0).float())
 
 
-def test_the_seed_determines_the_rows():
+def test_the_seed_determines_the_rows() -> None:
     user, item = rated_pairs()
     one, again, other = (
         dataset_from_ratings("made", user, item, item, seen="watched", seed=seed)
@@ -109,7 +113,7 @@ def test_the_seed_determines_the_rows():
     assert pairs(one.train) != pairs(other.train)
 
 
-def test_repeated_pairs_and_empty_tables_are_refused():
+def test_repeated_pairs_and_empty_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="each pair once, got 1 repeated"):
         dataset_from_ratings(
             "made", np.array([1, 1]), np.array([2, 2]), np.array([3, 3]), seen="watched"
@@ -119,18 +123,18 @@ def test_repeated_pairs_and_empty_tables_are_refused():
         dataset_from_ratings("made", none, none, none, seen="watched")
 
 
-def test_a_share_of_the_users_keeps_all_their_rows_and_ratings(made):
+def test_a_share_of_the_users_keeps_all_their_rows_and_ratings(made: Dataset) -> None:
     part = with_users(made, 0.25, seed=1)
     assert part.num_ids[USER] == NUM_USERS / 4
     assert part.notes == ("Only 10 of 40 users are used (0.25 of them, seed 1).",)
 
-    def rows_of_users(dataset):
+    def rows_of_users(dataset: Dataset) -> set[tuple[tuple[float, ...], ...]]:
         # What is left of a user without its number: items and ratings of each split.
         users = torch.cat([split.inputs[USER] for split in splits(dataset)])
         return {
             tuple(tuple(split.targets[1][split.inputs[USER] == user].tolist())
                   for split in splits(dataset))
-            for user in users.unique().tolist()
+            for user in set(users.tolist())
         }  # fmt: skip
 
     assert rows_of_users(part) <= rows_of_users(made)
@@ -140,7 +144,7 @@ def test_a_share_of_the_users_keeps_all_their_rows_and_ratings(made):
         assert int(split.inputs[ITEM].max()) < part.num_ids[ITEM]
 
 
-def test_a_whole_share_is_the_data_set_itself(made):
+def test_a_whole_share_is_the_data_set_itself(made: Dataset) -> None:
     assert with_users(made, 1) is made
     assert with_rows(made, 1.0) is made
     for share in (0, -1, 1.5):
@@ -148,7 +152,7 @@ def test_a_whole_share_is_the_data_set_itself(made):
             with_users(made, share)
 
 
-def test_a_share_of_the_rows_is_a_subset(made):
+def test_a_share_of_the_rows_is_a_subset(made: Dataset) -> None:
     part = with_rows(made, 0.5)
     assert len(part.train) == round(len(made.train) / 2)
     assert set(pairs(part.train)) < set(pairs(made.train))
@@ -156,7 +160,7 @@ def test_a_share_of_the_rows_is_a_subset(made):
 
 
 @pytest.mark.parametrize("name", ["movielens-1m", "movielens-100k"])
-def test_movielens_is_read_as_published(tmp_path, name):
+def test_movielens_is_read_as_published(tmp_path: Path, name: str) -> None:
     count = write_movielens(tmp_path)
     data = load(name, tmp_path)
     assert sum(map(len, splits(data))) == 2 * count
@@ -167,7 +171,7 @@ def test_movielens_is_read_as_published(tmp_path, name):
     assert set(rating.tolist()) == {1, 2, 3, 4, 5}
 
 
-def test_the_papers_split_is_taken_as_it_is(tmp_path):
+def test_the_papers_split_is_taken_as_it_is(tmp_path: Path) -> None:
     write_comet_split(tmp_path)
     data = load("movielens-1m-comet-split", tmp_path)
     assert [len(split) for split in splits(data)] == [80, 12, 10]
@@ -177,7 +181,7 @@ def test_the_papers_split_is_taken_as_it_is(tmp_path):
     assert "sampled again" in data.notes[0]
 
 
-def test_jester_is_read_with_all_parts_or_the_first(tmp_path):
+def test_jester_is_read_with_all_parts_or_the_first(tmp_path: Path) -> None:
     count = write_jester(tmp_path)
     whole, part = load("jester", tmp_path), load("jester-1", tmp_path)
     assert sum(int(split.targets[0].sum()) for split in splits(whole)) == count
@@ -190,7 +194,7 @@ def test_jester_is_read_with_all_parts_or_the_first(tmp_path):
     assert float(ratings.max()) > 9
 
 
-def test_books_drops_implicit_ratings_and_rare_books_and_users(tmp_path):
+def test_books_drops_implicit_ratings_and_rare_books_and_users(tmp_path: Path) -> None:
     write_books(tmp_path)
     data = load("book-crossing", tmp_path)
     assert data.num_ids[ITEM] == NUM_ITEMS
@@ -199,14 +203,14 @@ def test_books_drops_implicit_ratings_and_rare_books_and_users(tmp_path):
     assert "fewer than 5" in data.notes[0]
 
 
-def test_the_core_is_the_largest_set_with_so_many_ratings_each():
+def test_the_core_is_the_largest_set_with_so_many_ratings_each() -> None:
     # User 2 has two ratings, but one is of a book that nobody else has.
     user, item = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 0, 1, 0, 2])
     assert core(user, item, 2).tolist() == [0, 1, 2, 3]
     assert core(user, item, 3).tolist() == []
 
 
-def test_a_pair_that_is_there_twice_keeps_its_first_rating(tmp_path):
+def test_a_pair_that_is_there_twice_keeps_its_first_rating(tmp_path: Path) -> None:
     lines = [f'"{user}";"book {book}";"7"' for user in range(1, 9) for book in range(8)]
     write_books(tmp_path, [*lines, '"1";"book 0";"2"'])
     data = load("book-crossing", tmp_path)
@@ -222,7 +226,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named_with_the_folder_and_the_command(tmp_path, name):
+def test_a_missing_file_is_named_with_the_folder_and_the_command(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as caught:
         load(name, tmp_path)
     for words in (FILES[name][0], str(tmp_path), f"moe-bench data {name}"):
@@ -230,7 +234,7 @@ def test_a_missing_file_is_named_with_the_folder_and_the_command(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_damaged_archives_are_named(tmp_path, name):
+def test_damaged_archives_are_named(tmp_path: Path, name: str) -> None:
     file, member = FILES[name]
     path = tmp_path / file
     write_zip(path, member, b"1" * 5000)
@@ -262,14 +266,16 @@ def test_damaged_archives_are_named(tmp_path, name):
         ("book-crossing", '"User-ID";"ISBN";"Book-Rating"\n"1";"x";"1"\n', "at least one rating"),
     ],
 )
-def test_damaged_tables_are_named_with_the_reason(tmp_path, name, text, reason):
+def test_damaged_tables_are_named_with_the_reason(
+    tmp_path: Path, name: str, text: str, reason: str
+) -> None:
     file, member = FILES[name]
     write_zip(tmp_path / file, member, text.encode())
     with pytest.raises(DataError, match=f"(?s){file}.*{reason}"):
         load(name, tmp_path)
 
 
-def test_damaged_splits_are_named(tmp_path):
+def test_damaged_splits_are_named(tmp_path: Path) -> None:
     write_comet_split(tmp_path)
     path = tmp_path / "movielens-1m-comet-split" / "val.npz"
     whole = path.read_bytes()

@@ -71,8 +71,7 @@ def download_file(
     with Progress(*columns, TransferSpeedColumn(), console=console) as progress:
         for url in file.urls:
             try:
-                _fetch_patiently(url, part, file, progress, first_wait)
-                _check(part, file)
+                _fetch_checked(url, part, file, progress, first_wait)
             except (DataError, *PASSING_ERRORS) as error:
                 failures.append(f"{url}: {error}")
             else:
