@@ -5,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from _tiny import Run
 from rich.console import Console
 
 from moe_benchmarks._data import _download
@@ -224,3 +225,16 @@ def test_the_data_folder_is_the_option_then_the_variable_then_the_cache(
     assert data_folder() == tmp_path / "named"
     monkeypatch.delenv("MOE_BENCH_DATA")
     assert data_folder() == tmp_path / ".cache" / "moe-benchmarks"
+
+
+def test_the_command_lists_the_data_sets(moe_bench: Run) -> None:
+    done = moe_bench("data")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(DATASETS)
+
+
+def test_the_command_says_what_is_wrong_without_a_traceback(moe_bench: Run, tmp_path: Path) -> None:
+    done = moe_bench("data", "movielens-1m-comet-split", f"--data-dir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stdout.startswith("MovieLens is for research")
+    assert done.stderr.startswith("error: movielens-1m-comet-split/train.npz is not offered")

@@ -7,6 +7,9 @@ import typer
 from rich.console import Console
 
 import moe_benchmarks
+from moe_benchmarks._data._catalog import DATASETS, data_folder
+from moe_benchmarks._data._dataset import DataError
+from moe_benchmarks._data._download import download
 from moe_benchmarks._files import DamagedFileError
 from moe_benchmarks._folder import OutputFolderError
 from moe_benchmarks._quickstart import run_quickstart
@@ -16,7 +19,7 @@ from moe_runtime.onnx import ExportError
 
 DEFAULTS = QuickstartSettings()
 # What can go wrong outside the program; anything else is a bug and shows its traceback.
-EXPECTED_ERRORS = (DamagedFileError, ExportError, OutputFolderError, OSError)
+EXPECTED_ERRORS = (DamagedFileError, DataError, ExportError, OutputFolderError, OSError)
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -31,6 +34,37 @@ def main() -> None:
 def version() -> None:
     """Print the version."""
     typer.echo(moe_benchmarks.__version__)
+
+
+@app.command()
+def data(
+    name: Annotated[
+        str | None, typer.Argument(help="Data set; without one, all are listed.", show_default="")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the published files.",
+            show_default="MOE_BENCH_DATA, or ~/.cache/moe-benchmarks",
+        ),
+    ] = None,
+) -> None:
+    """Download the published files of a data set, or list the data sets.
+
+    Shows the licence first. Stop it at any time with Ctrl-C: the same command continues.
+    """
+    console = Console(markup=False, highlight=False)
+    if name is None:
+        for known, source in DATASETS.items():
+            console.print(f"{known}: {source.what}", soft_wrap=True)
+        return
+    try:
+        download(name, data_folder(data_dir), console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command continues it.")
+        raise typer.Exit(INTERRUPTED) from None
+    except EXPECTED_ERRORS as error:
+        _fail(str(error))
 
 
 @app.command()
