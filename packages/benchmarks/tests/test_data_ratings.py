@@ -1,5 +1,7 @@
 import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,6 +194,26 @@ def test_jester_is_read_with_all_parts_or_the_first(tmp_path: Path) -> None:
     ratings = whole.train.targets[1]
     assert float(ratings.min()) < -9
     assert float(ratings.max()) > 9
+
+
+def test_the_publishers_xls_is_read_where_xlrd_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zip(tmp_path / "jester-data-1.zip", "jester-data-1.xls", b"a sheet")
+    monkeypatch.setitem(sys.modules, "xlrd", None)
+    with pytest.raises(ModuleNotFoundError, match=r"moe-benchmarks\[jester\]"):
+        load("jester-1", tmp_path)
+
+    # What xlrd 2.0 offers, of a sheet with two users: its own format needs a writer that is
+    # no longer maintained.
+    rows = [[2.0, 5.0, -9.5, *[99.0] * 98], [1.0, *[99.0] * 99, 0.25]]
+    sheet = SimpleNamespace(nrows=2, row_values=rows.__getitem__)
+    book = SimpleNamespace(sheet_by_index=lambda _: sheet)
+    module = SimpleNamespace(open_workbook=lambda file_contents: book, XLRDError=KeyError)  # noqa: ARG005
+    monkeypatch.setitem(sys.modules, "xlrd", module)
+    data = load("jester-1", tmp_path)
+    ratings = [value for split in splits(data) for value in split.targets[1].tolist() if value]
+    assert sorted(ratings) == [-9.5, 0.25, 5.0]
 
 
 def test_books_drops_implicit_ratings_and_rare_books_and_users(tmp_path: Path) -> None:
