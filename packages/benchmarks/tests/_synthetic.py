@@ -29,7 +29,9 @@ def ratings(num_rows: int = 600, *, num_users: int = 20, num_items: int = 30) ->
     return Dataset(
         "ratings",
         (Task("watched", "binary"), Task("rating", "regression")),
-        *(split(count) for count in (num_rows, num_rows // 2, num_rows // 2)),
+        train=split(num_rows),
+        validation=split(num_rows // 2),
+        test=split(num_rows // 2),
         num_ids={USER: num_users, ITEM: num_items},
         hash_input=ITEM,
     )
@@ -51,7 +53,9 @@ def pictures(num_rows: int = 120, size: int = 12) -> Dataset:
     return Dataset(
         "pictures",
         (Task("left", "classes", 3), Task("right", "classes", 3)),
-        *(split(count) for count in (num_rows, num_rows // 2, num_rows // 2)),
+        train=split(num_rows),
+        validation=split(num_rows // 2),
+        test=split(num_rows // 2),
         num_ids={PICTURE_ID: 9},
         hash_input=PICTURE_ID,
     )

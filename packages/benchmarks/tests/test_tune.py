@@ -190,7 +190,7 @@ def test_a_folder_is_one_study_s_and_one_process_s(tmp_path: Path) -> None:
 )
 def test_plans_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StudyPlan(**{**vars(PLAN), **changes})  # type: ignore[arg-type]
+        StudyPlan(**{**vars(PLAN), **changes})
 
 
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:

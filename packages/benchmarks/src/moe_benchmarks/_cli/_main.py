@@ -3,6 +3,7 @@
 import typer
 
 import moe_benchmarks
+from moe_benchmarks._cli._data import data
 from moe_benchmarks._cli._list import list_experiments
 from moe_benchmarks._cli._quickstart import quickstart
 from moe_benchmarks._cli._train import train
@@ -23,6 +24,7 @@ def version() -> None:
 
 
 app.command()(quickstart)
+app.command()(data)
 app.command("list")(list_experiments)
 app.command()(train)
 app.command()(tune)

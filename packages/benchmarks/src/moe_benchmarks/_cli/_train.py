@@ -1,6 +1,7 @@
 """`moe-bench train`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from moe_benchmarks._cli._common import INTERRUPTED, DataDir, Share, fail
+from moe_benchmarks._cli._common import INTERRUPTED, DataDir, Share, fail, names
 from moe_benchmarks._data._catalog import load
+from moe_benchmarks._data._csv_table import read_table
 from moe_benchmarks._data._dataset import DataError, Dataset
+from moe_benchmarks._data._share import with_users
 from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
 from moe_benchmarks._experiments._loop import DivergedError, Epoch
 from moe_benchmarks._experiments._row import run_trial
@@ -28,8 +31,10 @@ CHECKPOINT, ROW = "checkpoint.safetensors", "row.json"
 
 
 def train(
-    experiment: Annotated[str, typer.Argument(help="As `moe-bench list` names it.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the result.")],
+    experiment: Annotated[
+        str, typer.Argument(help="As `moe-bench list` names it; with --csv, whose sizes to take.")
+    ] = "movielens-1m",
     gate: Annotated[str, typer.Option(help="As `moe-bench list` names it.")] = "comet",
     search: Annotated[str, typer.Option(help="As `moe-bench list` names it.")] = "identity",
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 3e-4,
@@ -46,6 +51,14 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    csv: Annotated[
+        Path | None, typer.Option(help="A table of your own, with a header, instead of its data.")
+    ] = None,
+    user: Annotated[str, typer.Option(help="With --csv: column of the users.")] = "user",
+    item: Annotated[str, typer.Option(help="With --csv: column of the items.")] = "item",
+    targets: Annotated[
+        str, typer.Option(help="With --csv: columns to predict, separated by commas.")
+    ] = "rating",
     share: Share = 1.0,
     data_dir: DataDir = None,
 ) -> None:
@@ -56,6 +69,8 @@ def train(
     if experiment not in EXPERIMENTS:
         fail(f"the experiment must be one of {list(EXPERIMENTS)}, got {experiment!r}.")
     chosen = EXPERIMENTS[experiment]
+    if csv is not None:
+        chosen = _own(chosen, csv, len(names(targets)))
     try:
         settings = TrialSettings(
             gate=gate,
@@ -72,13 +87,30 @@ def train(
             k=chosen.k,
             task_weights=chosen.task_weights,
         )
-        dataset = load(chosen.dataset, data_dir, share=share)
+        if csv is None:
+            dataset = load(chosen.dataset, data_dir, share=share)
+        else:
+            whole = read_table(csv, user=user, item=item, targets=names(targets), seed=seed)
+            dataset = with_users(whole, share)
         _train(chosen, settings, dataset, out, share)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the last epoch is in {out}. The same command continues it.")
         raise typer.Exit(INTERRUPTED) from None
     except (DataError, DivergedError, CheckpointError, ValueError, OSError) as error:
         fail(str(error))
+
+
+def _own(sizes: Experiment, table: Path, num_tasks: int) -> Experiment:
+    """Take an experiment's sizes for a table of users, items and targets."""
+    if sizes.bottom != "embeddings":
+        fail(f"--csv is for the sizes of an experiment with users and items, got {sizes.name}.")
+    return replace(
+        sizes,
+        name=table.stem,
+        dataset=str(table),
+        about="a table of your own",
+        task_weights=(1 / max(num_tasks, 1),) * num_tasks,
+    )
 
 
 def _train(

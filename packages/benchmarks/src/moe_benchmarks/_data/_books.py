@@ -36,9 +36,9 @@ def load_books(data_dir: Path, /, *, seed: int = 0, min_ratings: int = MIN_RATIN
         user and every book that is left has as many among those left.
     """
     path = find_file(data_dir, FILE, dataset=BOOKS)
-    text = read_member(path, "BX-Book-Ratings.csv").decode("latin-1")
+    _, content = read_member(path, "BX-Book-Ratings.csv")
     try:
-        user, book, rating = _read(text)
+        user, book, rating = _read(content.decode("latin-1"))
         kept = core(user, book, min_ratings)
         note = (
             "Ratings of 0, which mean that none was given, are dropped, and so are users and "

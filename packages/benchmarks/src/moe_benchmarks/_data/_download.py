@@ -71,8 +71,7 @@ def download_file(
     with Progress(*columns, TransferSpeedColumn(), console=console) as progress:
         for url in file.urls:
             try:
-                _fetch_patiently(url, part, file, progress, first_wait)
-                _check(part, file)
+                _fetch_checked(url, part, file, progress, first_wait)
             except (DataError, *PASSING_ERRORS) as error:
                 failures.append(f"{url}: {error}")
             else:
@@ -80,6 +79,21 @@ def download_file(
                 return
     msg = f"{file.path} cannot be downloaded ({'; '.join(failures)})."
     raise DataError(msg)
+
+
+def _fetch_checked(
+    url: str, part: Path, file: SourceFile, progress: Progress, first_wait: float
+) -> None:
+    is_continued = part.exists()
+    _fetch_patiently(url, part, file, progress, first_wait)
+    try:
+        _check(part, file)
+    except DataError:
+        if not is_continued:
+            raise
+        # The beginning may have been another file's.
+        _fetch_patiently(url, part, file, progress, first_wait)
+        _check(part, file)
 
 
 def _fetch_patiently(
@@ -106,9 +120,7 @@ def _fetch(url: str, part: Path, file: SourceFile, progress: Progress) -> None:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == RANGE_REFUSED and have:
-            # The part is whole, or of another file: the check says which.
-            _check(part, file)
-            return
+            return  # the part is whole, or of another file: the check says which
         raise
     with response:
         if response.status != PARTIAL:

@@ -43,19 +43,34 @@ def _load(
 
 
 def _read(path: Path) -> NDArray[Any]:
-    """Return the ratings of one part, (users, jokes)."""
-    text = read_member(path, ".csv")
+    """Return the ratings of one part, (users, jokes), from a csv or the publisher's xls."""
+    name, content = read_member(path, ".csv", ".xls")
     try:
-        table = np.loadtxt(io.BytesIO(text), dtype=np.float64, delimiter=",", ndmin=2)
+        if name.endswith(".xls"):
+            return _checked(_read_xls(content))
+        table = np.loadtxt(io.BytesIO(content), dtype=np.float64, delimiter=",", ndmin=2)
         return _checked(table)
     except ValueError as error:
         raise damaged(path, error) from error
 
 
+def _read_xls(content: bytes) -> NDArray[np.float64]:
+    try:
+        import xlrd  # noqa: PLC0415, an extra
+    except ImportError as error:
+        msg = 'Jester is published as xls files: `pip install "moe-benchmarks[jester]"` reads them.'
+        raise ModuleNotFoundError(msg) from error
+    try:
+        sheet = xlrd.open_workbook(file_contents=content).sheet_by_index(0)
+    except xlrd.XLRDError as error:
+        raise DataError(str(error)) from error
+    return np.array([sheet.row_values(row) for row in range(sheet.nrows)], dtype=np.float64)
+
+
 def _checked(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Check counts and ranges, and drop the count."""
-    if table.shape[1] != NUM_JOKES + 1 or not len(table):
-        msg = f"a row must have a count and {NUM_JOKES} ratings, got {table.shape[1]} columns"
+    if table.ndim != 2 or table.shape[1] != NUM_JOKES + 1:
+        msg = f"a row must have a count and {NUM_JOKES} ratings, got a table of {table.shape}"
         raise DataError(msg)
     count, ratings = table[:, 0], table[:, 1:]
     rated = ratings != NOT_RATED

@@ -1,7 +1,6 @@
 """MovieLens: who watched which movie, and how many stars it got."""
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from moe_benchmarks._data._dataset import ITEM, USER, DataError, Dataset, Split
 from moe_benchmarks._data._ratings import dataset_from_ratings, rating_split, rating_tasks
-from moe_benchmarks._data._source_files import damaged, find_file, read_member
+from moe_benchmarks._data._source_files import ZIP_ERRORS, damaged, find_file, read_member
 
 SEEN = "watched"
 STARS = (1, 5)
@@ -26,14 +25,15 @@ COMET_NOTE = (
 def load_movielens_1m(data_dir: Path, /, *, seed: int = 0) -> Dataset:
     """Read `ml-1m.zip`: a million ratings by 6,040 users."""
     path = find_file(data_dir, "ml-1m.zip", dataset=ML_1M)
-    text = read_member(path, "ratings.dat").replace(b"::", b"\t")
-    return _from_text(ML_1M, path, text, seed)
+    _, text = read_member(path, "ratings.dat")
+    return _from_text(ML_1M, path, text.replace(b"::", b"\t"), seed)
 
 
 def load_movielens_100k(data_dir: Path, /, *, seed: int = 0) -> Dataset:
     """Read `ml-100k.zip`: a hundred thousand ratings by 943 users."""
     path = find_file(data_dir, "ml-100k.zip", dataset=ML_100K)
-    return _from_text(ML_100K, path, read_member(path, "u.data"), seed)
+    _, text = read_member(path, "u.data")
+    return _from_text(ML_100K, path, text, seed)
 
 
 def load_movielens_1m_comet_split(data_dir: Path, /) -> Dataset:
@@ -73,14 +73,15 @@ def _from_text(name: str, path: Path, text: bytes, seed: int) -> Dataset:
 
 def _read_npz(path: Path) -> Split:
     try:
-        with np.load(path) as fields:
+        # Opened here, because numpy (2.4) leaves a damaged file open.
+        with path.open("rb") as file, np.load(file) as fields:
             user, movie, stars, watched = (fields[name] for name in COMET_FIELDS)
         is_seen = watched.astype(bool)
         if not len(user) or {len(user)} != {len(movie), len(stars), len(watched)}:
             msg = f"the fields {', '.join(COMET_FIELDS)} must have the same length, at least 1"
             raise DataError(msg)
         _check_stars(stars[is_seen])
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, *ZIP_ERRORS) as error:
         raise damaged(path, error) from error
     return rating_split(user, movie, stars, is_seen)
 

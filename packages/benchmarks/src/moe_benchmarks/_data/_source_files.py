@@ -6,6 +6,9 @@ from pathlib import Path
 
 from moe_benchmarks._data._dataset import DataError
 
+# What damaged archives raise: a flipped bit can look like encryption or another version.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+
 
 def find_file(data_dir: Path, file: str, /, *, dataset: str) -> Path:
     """Return where a file of a data set lies, or say how to get it."""
@@ -25,14 +28,14 @@ def damaged(path: Path, reason: object, /) -> DataError:
     return DataError(f"{path} is damaged or not what it should be ({reason}); download it again.")
 
 
-def read_member(path: Path, ending: str, /) -> bytes:
-    """Read the one file of a zip archive whose name ends so."""
+def read_member(path: Path, /, *endings: str) -> tuple[str, bytes]:
+    """Read the one file of a zip archive whose name ends in one of these ways, and its name."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(ending)]
+            names = [name for name in archive.namelist() if name.endswith(endings)]
             if len(names) == 1:
-                return archive.read(names[0])
+                return names[0], archive.read(names[0])
             found = archive.namelist()[:10]
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise damaged(path, error) from error
-    raise damaged(path, f"one file {ending} is expected in it, it holds {found}")
+    raise damaged(path, f"one file {' or '.join(endings)} is expected in it, it holds {found}")
