@@ -212,11 +212,19 @@ def trials_needed(
     -------
     Interval
         The smallest N for which N draws with replacement hold a trial that reaches the loss with
-        probability 1/2 or more, infinite where no trial reaches it, with its 95 % interval.
+        probability 1/2 or more, infinite where no trial reaches it, with its 95 % interval. Where
+        none or all reach it, which no resample changes, the interval's end is the binomial one.
     """
     reached = losses(rows, "validation") <= loss
     resampled = reached[_draws(len(rows), resamples, seed)].mean(axis=1)
-    return _interval(float(_median_trials(reached.mean())), _median_trials(resampled))
+    found = _interval(float(_median_trials(reached.mean())), _median_trials(resampled))
+    # Resamples of none are none: these ends are Clopper and Pearson's.
+    unlikely = ((1 - LEVEL) / 2) ** (1 / len(rows))
+    if not reached.any():
+        return found._replace(low=float(_median_trials(1 - unlikely)))
+    if reached.all():
+        return found._replace(high=float(_median_trials(unlikely)))
+    return found
 
 
 def speedup(
@@ -261,13 +269,17 @@ def speedup(
         _median_trials((drawn <= to_reach).mean(axis=1)),
         _median_trials((drawn_other <= to_reach).mean(axis=1)),
     )[finite]
-    value = _ratio(_median_trials((base <= loss).mean()), _median_trials((other <= loss).mean()))
-    return Speedup(
-        loss,
-        trials_needed(without, loss, resamples=resamples, seed=seed),
-        trials_needed(searched, loss, resamples=resamples, seed=seed + 1),
-        _interval(float(value), ratios),
-    )
+    needed = trials_needed(without, loss, resamples=resamples, seed=seed)
+    needed_other = trials_needed(searched, loss, resamples=resamples, seed=seed + 1)
+    first = np.asarray(needed.value)
+    # Fewest trials with search are the most times fewer.
+    value, most, least = (float(_ratio(first, np.asarray(end))) for end in needed_other)
+    ratio = _interval(value, ratios)
+    if math.isinf(needed_other.value):
+        ratio = ratio._replace(high=max(ratio.high, most))
+    elif (other <= loss).all():
+        ratio = ratio._replace(low=min(ratio.low, least))
+    return Speedup(loss, needed, needed_other, ratio)
 
 
 def are_paired(rows: Sequence[Row], others: Sequence[Row]) -> bool:

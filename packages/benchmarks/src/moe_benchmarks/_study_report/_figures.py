@@ -82,7 +82,7 @@ def ablation_intervals(study: Study, compared: Sequence[Ablation]) -> str:
         _intervals(axes, intervals, limits=(-1.1 * span, 1.1 * span))
         axes.axvline(0, color=BLACK, linewidth=0.8)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5))
-        axes.set(xlabel="← search is better    test loss less that without    worse →")
+        axes.set(xlabel="better with search ← difference in test loss → worse")
     return to_svg(figure, name)
 
 
@@ -169,12 +169,12 @@ def _intervals(
             float(np.clip(end, *limits)) for end in (interval.low, interval.value, interval.high)
         )
         axes.plot([low, high], [place, place], color=style["color"], linewidth=2)
-        for end, limit, marker in ((interval.low, 0, "<"), (interval.high, 1, ">")):
-            if (end < limits[0]) if limit == 0 else (end > limits[1]):
-                axes.plot(limits[limit], place, marker=marker, clip_on=False, **style)
-        is_beyond = not limits[0] <= interval.value <= limits[1]
-        fill = "white" if is_beyond else style["color"]
-        axes.plot(value, place, marker="o", markerfacecolor=fill, clip_on=False, **style)
+        if interval.low < limits[0]:
+            axes.plot(limits[0], place, marker="<", clip_on=False, **style)
+        if interval.high > limits[1]:
+            axes.plot(limits[1], place, marker=">", clip_on=False, **style)
+        if limits[0] <= interval.value <= limits[1]:
+            axes.plot(value, place, marker="o", clip_on=False, **style)
     names = [variant.name for variant, _ in intervals]
     axes.set_yticks(range(len(names)), [name.replace(" + ", " +\n", 1) for name in names])
     axes.tick_params(axis="y", labelsize=8)

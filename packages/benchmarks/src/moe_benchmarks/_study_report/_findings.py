@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from moe_benchmarks._statistics import Difference, Interval
+from moe_benchmarks._statistics import LEVEL, Difference, Interval
 from moe_benchmarks._study_report._compare import Ablation, Lead
 from moe_benchmarks._study_report._names import gate_name
 from moe_benchmarks._study_report._study import Study
@@ -56,6 +56,11 @@ def search_findings(study: Study, compared: Sequence[Ablation]) -> list[str]:
                 f"{each.variant.name} {word} the test loss of {gate_name(gate)}: difference "
                 f"{signed(each.share, study.decimals)}."
             )
+    if len(compared) > 1 and any(each.share.is_apart for each in compared):
+        sentences.append(
+            f"Of {len(compared)} comparisons without any effect, {len(compared) * (1 - LEVEL):.1f} "
+            "would seem to have one on average."
+        )
     return sentences
 
 
@@ -64,11 +69,7 @@ def speedup_findings(compared: Sequence[Ablation]) -> list[str]:
     fewer = [each for each in compared if each.speedup.ratio.low > 1]
     if not fewer:
         return ["No search is shown to need fewer trials: every interval holds 1 or lies below it."]
-    return [
-        f"{each.variant.name} needs {count(each.speedup.ratio.value)} times fewer trials than "
-        f"{each.without.name} (95 % interval {bounds(each.speedup.ratio)})."
-        for each in fewer
-    ]
+    return [_fewer(each) for each in fewer]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -100,6 +101,17 @@ def count(number: float) -> str:
 def bounds(interval: Interval) -> str:
     """Write the interval alone."""
     return f"[{count(interval.low)}, {count(interval.high)}]"
+
+
+def _fewer(each: Ablation) -> str:
+    found = each.speedup
+    # One trial with search is enough: more trials without it could show a larger ratio.
+    is_bound = found.searched.value == 1
+    bound = f", the most that {len(each.without.rows)} trials can show" if is_bound else ""
+    return (
+        f"{each.variant.name} needs {count(found.ratio.value)} times fewer trials than "
+        f"{each.without.name} (95 % interval {bounds(found.ratio)}{bound})."
+    )
 
 
 def _infinite(number: float, text: str) -> str:

@@ -13,6 +13,7 @@ from moe_benchmarks._study_report._findings import (
     search_findings,
     speedup_findings,
 )
+from moe_benchmarks._study_report._names import gate_name
 from moe_benchmarks._study_report._study import Study, percent
 
 PAPER_TRIALS = 500  # a gate and data set, Ibrahim et al., KDD 2023
@@ -37,7 +38,7 @@ SPEEDUP_NOTE = (
     "gate reaches without search with all its trials; a failed trial has an infinite loss. "
     "Never: no trial reaches it. The ratio's interval resamples the trials of both. That loss "
     "is a lucky one, so a ratio below 1 is weak evidence; one above 1 (bold where the interval "
-    "is) counts."
+    "is) counts. Trials without search bound the ratio: n of them cannot show more than 0.7 n."
 )
 
 
@@ -80,8 +81,8 @@ def _searches(study: Study, compared: Sequence[Ablation]) -> list[Section]:
         return [Section("What the searches change", paragraphs=[text])]
     gap_caption = "Difference to no search in mean test loss of the top 5 %, with 95 % interval."
     ratio_caption = (
-        "Times fewer trials with search, with 95 % interval; arrows and hollow marks lie beyond"
-        " the axis. Dotted: the most that the paper claims, 100."
+        "Times fewer trials with search, with 95 % interval; an arrow leads beyond the axis, and "
+        "a line without a dot has its estimate there. Dotted: the most that the paper claims, 100."
     )
     return [
         Section(
@@ -129,8 +130,9 @@ def _made(study: Study) -> Section:
     epochs = sorted({row["settings"].get("epochs") for row in study.rows} - {None})
     most = " or ".join(map(str, epochs)) or "unknown"
     items = [
-        f"Data: {percent(study.fraction)} of {study.title.split(',')[0]}.",
-        f"Trials: {trials} a variant (the paper: {PAPER_TRIALS}), of at most {most} epochs; each tested at its best.",
+        f"Data: {percent(study.fraction)} of {study.experiment}.",
+        f"Trials: {trials} a variant (the paper: {PAPER_TRIALS}), of at most {most} epochs.",
+        "Tested: each trial with the weights of its epoch with the lowest validation loss.",
         f"Settings of all trials: {'; '.join(_tables.common_settings(study)) or 'none'}.",
         f"Device: {'; '.join(devices)}.",
         f"Commit: {', '.join(commits)}.",
@@ -143,15 +145,16 @@ def _made(study: Study) -> Section:
         items.append(
             "Note: numbers of trials differ, so the best of all trials compare budgets too."
         )
-    unpaired = [each.name for each in study.variants if not _has_pairs(study, each.gate)]
-    if unpaired:
-        items.append(f"Note: no trials without search to compare with {listed(unpaired)}.")
+    bare = [gate_name(gate) for gate in study.by_gate() if not _has_baseline(study, gate)]
+    if bare:
+        items.append(f"Note: no complete trial without search of {listed(bare)} to compare with.")
     return Section("How it was made", items=items)
 
 
-def _has_pairs(study: Study, gate: str) -> bool:
+def _has_baseline(study: Study, gate: str) -> bool:
     without = study.without_search(gate)
-    return without is not None and bool(without.complete)
+    is_alone = without is not None and len(study.by_gate()[gate]) == 1
+    return is_alone or (without is not None and bool(without.complete))
 
 
 def _trials(study: Study, environments: Sequence[tuple[Any, ...]]) -> Section:

@@ -66,6 +66,7 @@ class Study:
 
     title: str
     slug: str
+    experiment: str
     fraction: float
     variants: list[Variant]
 
@@ -116,12 +117,12 @@ def studies(rows: Sequence[Row]) -> list[Study]:
     for key in sorted(groups):
         experiment, fraction, weights = key
         title = f"{experiment}, {percent(fraction)} of the data"
-        slug = f"{_slug(experiment)}-{fraction:g}"
+        slug = _slug(f"{experiment}-{fraction:g}")
         if key[:2] in several_weights:
             listed = [f"{weight:g}" for weight in weights]
             title += f", task weights {', '.join(listed)}"
-            slug += f"-{'-'.join(listed)}"
-        grouped.append(Study(title, slug, fraction, _variants(groups[key], slug)))
+            slug = _slug(f"{slug}-{'-'.join(listed)}")
+        grouped.append(Study(title, slug, experiment, fraction, _variants(groups[key], slug)))
     return grouped
 
 

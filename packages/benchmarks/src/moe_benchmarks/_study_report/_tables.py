@@ -75,13 +75,13 @@ def ablation_table(study: Study, compared: Sequence[Ablation]) -> Table:
     """Compare each search with none."""
     header = [
         "gate and search",
+        "verdict",
         "test loss ↓ top 5 % without",
         "with",
         "difference [95 %]",
         "chance",
         "difference [95 %], same trial",
         "pairs",
-        "verdict",
     ]
     lines = []
     for each in compared:
@@ -99,10 +99,10 @@ def ablation_table(study: Study, compared: Sequence[Ablation]) -> Table:
             verdict = "lower with search" if each.share.value < 0 else "higher with search"
         cells = [
             Cell(variant.name),
+            Cell(verdict, is_bold=each.share.is_apart),
             _linked(without, without.top.rows, f"{without.top.mean:.{digits}f}"),
             _linked(variant, variant.top.rows, f"{variant.top.mean:.{digits}f}"),
             *(_linked(variant, variant.top.rows, text) for text in texts),
-            Cell(verdict, is_bold=each.share.is_apart),
         ]
         lines.append(Line(cells))
     return Table(header, lines)
@@ -274,7 +274,7 @@ def _counted(interval: Interval) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("num_", "number of ").replace("_", " ")
 
 
 def _setting(value: Any) -> str:  # noqa: ANN401 - any JSON value
