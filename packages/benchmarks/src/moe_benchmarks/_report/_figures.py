@@ -1,43 +1,36 @@
 """Figures of the report, each an SVG element of its own."""
 
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from moe_benchmarks._latency import ALL_EXPERTS, SERVED, SPARSE
+from moe_benchmarks._report._style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    figure_named,
+    to_svg,
+)
 from moe_benchmarks._results import Result
 from moe_benchmarks._two_digits import NUM_CLASSES, TASKS
 
-# Okabe and Ito's colours, which people with any colour vision tell apart.
 COLORS = {
-    "Hash": "#999999",
-    "Top-k": "#0072B2",
-    "DSelect-k": "#E69F00",
-    "COMET": "#009E73",
-    "COMET+": "#D55E00",
-    ALL_EXPERTS: "#999999",
-    SPARSE: "#0072B2",
-    SERVED: "#D55E00",
+    "Hash": GREY,
+    "Top-k": BLUE,
+    "DSelect-k": ORANGE,
+    "COMET": GREEN,
+    "COMET+": RED,
+    ALL_EXPERTS: GREY,
+    SPARSE: BLUE,
+    SERVED: RED,
 }
 TASK_MARKERS = ("o", "s")
-SIZE = (5.2, 3.4)  # inches; about the width of half a desktop page, or of a phone
-STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and copied
-}
 
 
 def loss_curves(reported: dict[str, list[Result]]) -> str:
@@ -134,22 +127,3 @@ def _history(results: Sequence[Result], key: str) -> np.ndarray[Any, Any]:
 def _line(axes: Axes, values: np.ndarray[Any, Any], **style: Any) -> None:  # noqa: ANN401
     axes.plot(np.arange(1, len(values) + 1), values, **style)
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-
-
-@contextmanager
-def figure_named(name: str, size: tuple[float, float] = SIZE) -> Iterator[Figure]:
-    """Make a figure in the report's style; the name keeps its SVG ids its own."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        yield Figure(figsize=size)
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """Return a figure as an SVG element that scales with the page."""
-    buffer = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    element = text[text.index("<svg") :]
-    # The style sheets and ids of several figures share one page.
-    element = re.sub(r'(id="|"#|url\(#)(?=[A-Za-z])', rf"\g<1>{name}-", element)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", element, count=1)

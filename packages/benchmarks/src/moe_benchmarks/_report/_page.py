@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jinja2
-
 from moe_benchmarks._report import _figures
 from moe_benchmarks._report._findings import gate_finding, gate_row, search_finding, speed_finding
+from moe_benchmarks._report._template import environment
 from moe_benchmarks._report._tree import tree
 from moe_benchmarks._results import (
     Mean,
@@ -30,15 +29,9 @@ def render_report(
     reported = reported_results(results)
     served = best_to_serve(reported)
     drawn = comet_to_draw(reported, served)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moe_benchmarks._report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "nats": _nats}
-    return environment.get_template("report.html.j2").render(
+    pages = environment("moe_benchmarks._report")
+    pages.filters |= {"percent": _percent, "nats": _nats}
+    return pages.get_template("report.html.j2").render(
         settings=settings.to_dict(),
         tasks=TASKS,
         rows=[gate_row(name, gate_results) for name, gate_results in reported.items()],

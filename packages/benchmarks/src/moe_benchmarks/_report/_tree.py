@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from moe_benchmarks._report._figures import figure_named, to_svg
+from moe_benchmarks._report._style import figure_named, to_svg
 
 WIDTH_PER_LEAF, LEVEL_HEIGHT = 0.62, 0.75  # inches
 THICKEST = 14  # points, the line that all rows take

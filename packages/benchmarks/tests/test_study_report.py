@@ -1,0 +1,207 @@
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from _rows import failed, study, trial
+
+from moe_benchmarks._study_report import render_study
+from moe_benchmarks._study_report._names import variant_name
+from moe_benchmarks._study_report._study import studies
+
+ERROR = "RuntimeError: <script>alert(1)</script> | at *epoch* 3\nand [more](http://x.invalid)"
+DIGITS = {"top left": "accuracy", "bottom right": "accuracy"}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Two experiments with different tasks, several searches, failed trials, and a third failed."""
+    variants = [
+        study(12, mean=0.68, gate="hash"),
+        study(12, mean=0.60, seed=1, gate="hash", search="ids"),
+        study(12, mean=0.61, seed=2),
+        study(11, mean=0.61, seed=3, search="relaxed"),
+        [failed(11, ERROR, search="relaxed")],
+        study(3, mean=1.2, experiment="multi-mnist", gate="top-k", tasks=DIGITS),
+        [failed(number, experiment="books", gate="relu") for number in range(2)],
+    ]
+    return [row for variant in variants for row in variant]
+
+
+@pytest.fixture(scope="module")
+def rendered(rows):
+    return render_study(rows, title="Gates & searches")
+
+
+class Page(HTMLParser):
+    """Collects what a page loads, links to and names, and whether its tags close."""
+
+    VOID = frozenset({"meta", "br", "path", "use", "rect", "stop", "image", "line", "circle"})
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.links, self.ids, self.tags, self.open = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in {"src", "href", "xlink:href", "srcset", "data"}:
+                (self.links if value.startswith("#") else self.loads).append(value)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def parse(html):
+    page = Page()
+    page.feed(html)
+    return page
+
+
+def test_the_page_is_whole_and_needs_nothing_else(rendered):
+    html, _ = rendered
+    page = parse(html)
+    assert not page.open
+    # A colour bar is an image within the page.
+    assert all(each.startswith("data:image/png;base64,") for each in page.loads)
+    assert "@import" not in html
+    assert "script" not in page.tags
+    assert "Gates &amp; searches" in html
+
+
+def test_every_trial_stands_in_the_page_once_and_every_link_resolves(rows, rendered):
+    page = parse(rendered[0])
+    assert len(page.ids) == len(set(page.ids))
+    trials = [name for name in page.ids if name.startswith("row-")]
+    assert len(trials) == len(rows)
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    searched = [row for row in rows if row["search"] == "ids"]
+    best = min(searched, key=lambda row: row["metrics"]["validation"]["trained"]["loss"])
+    assert f"#row-movielens-1m-0-1-hash-ids-{best['trial']}" in page.links
+
+
+def test_every_trial_stands_in_markdown_once_and_every_link_resolves(rows, rendered):
+    markdown = rendered[1]
+    ids = re.findall(r'<a id="([^"]*)">', markdown)
+    assert len(ids) == len(set(ids))
+    assert sum(name.startswith("row-") for name in ids) == len(rows)
+    links = re.findall(r"\]\(([^)]*)\)", re.sub(r"\\[\[\]]", "", markdown))
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+
+
+def test_markdown_tables_have_as_many_cells_in_each_line(rendered):
+    lines = [line.replace(r"\|", "") for line in rendered[1].splitlines()]
+    tables = 0
+    for before, line in itertools.pairwise(lines):
+        if line.startswith("|"):
+            assert line.endswith(" |")
+            if before.startswith("|"):
+                assert line.count("|") == before.count("|")
+            else:
+                tables += 1
+    # Each experiment lists variants and trials; those with results more.
+    assert tables >= 6
+
+
+def test_texts_of_errors_are_escaped(rendered):
+    html, markdown = rendered
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<script" not in html + markdown
+    assert r"\| at \*epoch\* 3 and \[more\](http" in markdown
+
+
+def test_the_finding_names_a_winner_only_where_there_is_one():
+    better, worse = study(30, mean=0.5), study(30, mean=0.7, seed=1, gate="hash")
+    same = study(30, mean=0.5, seed=2, gate="top-k")
+    html, markdown = render_study([*better, *worse], title="apart")
+    assert "COMET has the lowest test loss" in html
+    assert re.search(r"\| COMET \|[^\n]*\[\*\*0\.", markdown)
+    html, markdown = render_study([*better, *same], title="close")
+    assert "No winner" in html
+    assert "**0." not in markdown
+
+
+def test_a_search_that_helps_is_said_to_help(rendered):
+    html, _ = rendered
+    assert "Hash + ids re-assigned lowers the test loss of Hash" in html
+    assert "COMET: the search changes the test loss by no more than chance does." in html
+
+
+def test_few_trials_and_failures_are_said():
+    rows = [*study(3), *study(2, gate="hash"), failed(2, gate="hash")]
+    html, _ = render_study(rows, title="few")
+    assert "2 to 3 trials a variant can show large differences only" in html
+    html, _ = render_study([failed(0), failed(1)], title="failed")
+    assert "All 2 trials failed" in html
+
+
+@pytest.mark.parametrize(
+    "some",
+    [
+        [trial(0, 0.5)],
+        [failed(0)],
+        [trial(0, 0.5), failed(0, search="exact")],
+        [failed(0), trial(0, 0.5, search="exact")],
+        [trial(0, 0.5, gate="new", search="newer")],
+        [trial(0, 0.0, 0.0), trial(0, 0.0, 0.0, search="exact")],
+        [trial(0, 25.0, tasks={"rating": None}, commit=None)],
+    ],
+    ids=["one", "failed", "failed search", "failed baseline", "unknown", "zero loss", "regression"],
+)
+def test_a_report_of_hardly_anything_is_whole(some):
+    html, markdown = render_study(some, title="small")
+    page = parse(html)
+    assert not page.open
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert "nan" not in markdown
+
+
+def test_the_same_rows_give_the_same_report_in_any_order(rows, rendered):
+    assert render_study(rows[::-1], title="Gates & searches") == rendered
+
+
+def test_losses_of_different_weights_or_data_are_not_compared():
+    other = trial(0, 0.4)
+    other["settings"]["task_weights"] = [0.9, 0.1]
+    grouped = studies([trial(0, 0.5), other, trial(0, 0.3, fraction=1.0)])
+    assert [study.title for study in grouped] == [
+        "movielens-1m, 10 % of the data, task weights 0.5, 0.5",
+        "movielens-1m, 10 % of the data, task weights 0.9, 0.1",
+        "movielens-1m, 100 % of the data",
+    ]
+
+
+def test_a_trial_that_appears_twice_is_refused():
+    with pytest.raises(ValueError, match=r"each trial once, got trial 3 of movielens-1m, comet"):
+        render_study([trial(3, 0.5), trial(3, 0.6)], title="twice")
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="at least one trial"):
+        render_study([], title="none")
+
+
+@pytest.mark.parametrize(
+    ("gate", "search", "name"),
+    [
+        ("hash", "identity", "Hash"),
+        ("comet", "exact", "COMET + exact search (a task)"),
+        ("top-k", "relaxed", "Top-k + the paper's search"),
+        ("dselect-k", "exact-shared", "DSelect-k + exact search (shared by the tasks)"),
+    ],
+)
+def test_variants_are_named_in_words(gate, search, name):
+    assert variant_name(gate, search) == name
+
+
+def test_an_infinite_loss_counts_as_failed():
+    broken = trial(1, 0.5)
+    broken["metrics"]["validation"]["trained"]["loss"] = math.inf
+    html, _ = render_study([trial(0, 0.6), broken], title="infinite")
+    assert html.count("<td>failed</td>") == 1
