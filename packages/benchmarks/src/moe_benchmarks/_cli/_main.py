@@ -6,6 +6,7 @@ import moe_benchmarks
 from moe_benchmarks._cli._data import data
 from moe_benchmarks._cli._list import list_experiments
 from moe_benchmarks._cli._quickstart import quickstart
+from moe_benchmarks._cli._report import report
 from moe_benchmarks._cli._train import train
 from moe_benchmarks._cli._tune import tune
 
@@ -28,3 +29,4 @@ app.command()(data)
 app.command("list")(list_experiments)
 app.command()(train)
 app.command()(tune)
+app.command()(report)

@@ -1,0 +1,35 @@
+"""`moe-bench report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_benchmarks._cli._common import fail
+from moe_benchmarks._files import DamagedFileError, write_text
+from moe_benchmarks._study_report import render_study
+from moe_benchmarks._tune._storage import ROWS, read_rows
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def report(
+    studies: Annotated[
+        list[Path], typer.Argument(help="Folders of `moe-bench tune`, or files of rows.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the two pages.")],
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Sparse gates compared",
+) -> None:
+    """Make one page of result rows, as HTML and as Markdown."""
+    try:
+        rows = [
+            row for study in studies for row in read_rows(study / ROWS if study.is_dir() else study)
+        ]
+        if not rows:
+            fail(f"there is no result row in {', '.join(map(str, studies))} yet.")
+        html, markdown = render_study(rows, title=title)
+        write_text(out / HTML, html)
+        write_text(out / MARKDOWN, markdown)
+    except (DamagedFileError, OSError, ValueError) as error:
+        fail(str(error))
+    typer.echo(f"report: {out / HTML}")

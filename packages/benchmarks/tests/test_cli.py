@@ -1,0 +1,67 @@
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from _tiny import Run
+from typer.testing import CliRunner
+
+from moe_benchmarks._cli import app
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readme_names_commands_and_options_that_exist() -> None:
+    lines = re.findall(r"^moe-bench ([^#\n]+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) >= 7
+    group = typer.main.get_command(app)
+    commands = vars(group)["commands"]
+    for line in lines:
+        name, *words = shlex.split(line)
+        options = {each for parameter in commands[name].params for each in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def test_list_names_what_the_others_take() -> None:
+    output = CliRunner().invoke(app, ["list"]).output
+    for name in ("movielens-1m", "digits", "comet", "dselect-k", "exact-shared", "ids"):
+        assert name in output
+
+
+def test_a_table_of_one_s_own_is_trained_on_and_continued(tmp_path: Path, moe_bench: Run) -> None:
+    table = tmp_path / "films.csv"
+    rows = [f"{n % 7},{n % 5},{(n % 7 + n % 5) % 2},{n % 4 or ''}" for n in range(300)]
+    table.write_text("\n".join(["who,film,liked,stars", *rows]))
+    options = ("train", f"--csv={table}", "--user=who", "--item=film", "--targets=liked,stars",
+               f"--out={tmp_path / 'out'}")  # fmt: skip
+    done = moe_bench(*options, "--epochs=2")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "out" / "row.json").read_text())
+    assert row["experiment"] == "films"
+    assert set(row["metrics"]["test"]["hard"]["tasks"]) == {"liked", "stars"}
+    again = moe_bench(*options, "--epochs=2")
+    assert json.loads((tmp_path / "out" / "row.json").read_text())["metrics"] == row["metrics"]
+    assert "epoch 2" in again.stdout, "what the checkpoint holds is shown"
+    other = moe_bench(*options, "--epochs=3")
+    assert other.returncode == 2
+    assert "other settings" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "imagenet", "--out=x"), "the experiment must be one of"),
+        (("train", "digits", "--out=x", "--gate=best"), "`gate` must be one of"),
+        (("train", "digits", "--out=x", "--csv=x.csv"), "with users and items, got digits"),
+        (("train", "movielens-1m", "--out=x", "--data-dir=nowhere"), "moe-bench data movielens-1m"),
+        (("tune", "digits", "--out=x", "--gates=comet", "--searches=ids"), "`searches` must be"),
+        (("tune", "digits", "--out=x", "--share=2"), "`share` must be in (0, 1], got 2.0"),
+    ],
+)
+def test_wrong_input_is_named(arguments: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not Path("x").exists()
