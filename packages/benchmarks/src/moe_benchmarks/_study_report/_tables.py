@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from moe_benchmarks._statistics import Interval, Row, TopShare, is_complete
+from moe_benchmarks._bootstrap import Interval
+from moe_benchmarks._statistics import Row, TopShare, is_complete
 from moe_benchmarks._study_report._compare import Ablation, Lead
 from moe_benchmarks._study_report._document import Cell, Line, Table
 from moe_benchmarks._study_report._findings import bounds, count, signed
