@@ -2,6 +2,7 @@ import itertools
 import math
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from _rows import failed, study, trial
@@ -10,12 +11,14 @@ from moe_benchmarks._study_report import render_study
 from moe_benchmarks._study_report._names import variant_name
 from moe_benchmarks._study_report._study import studies
 
+Rows = list[dict[str, Any]]
+Rendered = tuple[str, str]
 ERROR = "RuntimeError: <script>alert(1)</script> | at *epoch* 3\nand [more](http://x.invalid)"
 DIGITS = {"top left": "accuracy", "bottom right": "accuracy"}
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows() -> Rows:
     """Two experiments with different tasks, several searches, failed trials, and a third failed."""
     variants = [
         study(12, mean=0.68, gate="hash"),
@@ -30,7 +33,7 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def rendered(rows):
+def rendered(rows: Rows) -> Rendered:
     return render_study(rows, title="Gates & searches")
 
 
@@ -39,32 +42,37 @@ class Page(HTMLParser):
 
     VOID = frozenset({"meta", "br", "path", "use", "rect", "stop", "image", "line", "circle"})
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.loads, self.links, self.ids, self.tags, self.open = [], [], [], [], []
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
         for name, value in attrs:
+            assert value is not None
             if name == "id":
                 self.ids.append(value)
             if name in {"src", "href", "xlink:href", "srcset", "data"}:
                 (self.links if value.startswith("#") else self.loads).append(value)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         if tag not in self.VOID:
             assert self.open.pop() == tag
 
 
-def parse(html):
+def parse(html: str) -> Page:
     page = Page()
     page.feed(html)
     return page
 
 
-def test_the_page_is_whole_and_needs_nothing_else(rendered):
+def test_the_page_is_whole_and_needs_nothing_else(rendered: Rendered) -> None:
     html, _ = rendered
     page = parse(html)
     assert not page.open
@@ -75,7 +83,9 @@ def test_the_page_is_whole_and_needs_nothing_else(rendered):
     assert "Gates &amp; searches" in html
 
 
-def test_every_trial_stands_in_the_page_once_and_every_link_resolves(rows, rendered):
+def test_every_trial_stands_in_the_page_once_and_every_link_resolves(
+    rows: Rows, rendered: tuple[str, str]
+) -> None:
     page = parse(rendered[0])
     assert len(page.ids) == len(set(page.ids))
     trials = [name for name in page.ids if name.startswith("row-")]
@@ -86,7 +96,9 @@ def test_every_trial_stands_in_the_page_once_and_every_link_resolves(rows, rende
     assert f"#row-movielens-1m-0-1-hash-ids-{best['trial']}" in page.links
 
 
-def test_every_trial_stands_in_markdown_once_and_every_link_resolves(rows, rendered):
+def test_every_trial_stands_in_markdown_once_and_every_link_resolves(
+    rows: Rows, rendered: tuple[str, str]
+) -> None:
     markdown = rendered[1]
     ids = re.findall(r'<a id="([^"]*)">', markdown)
     assert len(ids) == len(set(ids))
@@ -95,7 +107,7 @@ def test_every_trial_stands_in_markdown_once_and_every_link_resolves(rows, rende
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
 
 
-def test_markdown_tables_have_as_many_cells_in_each_line(rendered):
+def test_markdown_tables_have_as_many_cells_in_each_line(rendered: Rendered) -> None:
     lines = [line.replace(r"\|", "") for line in rendered[1].splitlines()]
     tables = 0
     for before, line in itertools.pairwise(lines):
@@ -109,31 +121,31 @@ def test_markdown_tables_have_as_many_cells_in_each_line(rendered):
     assert tables >= 6
 
 
-def test_texts_of_errors_are_escaped(rendered):
+def test_texts_of_errors_are_escaped(rendered: Rendered) -> None:
     html, markdown = rendered
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "<script" not in html + markdown
     assert r"\| at \*epoch\* 3 and \[more\](http" in markdown
 
 
-def test_the_finding_names_a_winner_only_where_there_is_one():
+def test_the_finding_names_a_winner_only_where_there_is_one() -> None:
     better, worse = study(30, mean=0.5), study(30, mean=0.7, seed=1, gate="hash")
     same = study(30, mean=0.5, seed=2, gate="top-k")
     html, markdown = render_study([*better, *worse], title="apart")
     assert "COMET has the lowest test loss" in html
-    assert re.search(r"\| COMET \|[^\n]*\[\*\*0\.", markdown)
+    assert re.search(r"\| \[COMET\]\(\S+\) \|[^\n]*\*\*0\.", markdown)
     html, markdown = render_study([*better, *same], title="close")
     assert "No winner" in html
     assert "**0." not in markdown
 
 
-def test_a_search_that_helps_is_said_to_help(rendered):
+def test_a_search_that_helps_is_said_to_help(rendered: Rendered) -> None:
     html, _ = rendered
     assert "Hash + ids re-assigned lowers the test loss of Hash" in html
     assert "COMET: the search changes the test loss by no more than chance does." in html
 
 
-def test_few_trials_and_failures_are_said():
+def test_few_trials_and_failures_are_said() -> None:
     rows = [*study(3), *study(2, gate="hash"), failed(2, gate="hash")]
     html, _ = render_study(rows, title="few")
     assert "2 to 3 trials a variant can show large differences only" in html
@@ -154,7 +166,7 @@ def test_few_trials_and_failures_are_said():
     ],
     ids=["one", "failed", "failed search", "failed baseline", "unknown", "zero loss", "regression"],
 )
-def test_a_report_of_hardly_anything_is_whole(some):
+def test_a_report_of_hardly_anything_is_whole(some: Rows) -> None:
     html, markdown = render_study(some, title="small")
     page = parse(html)
     assert not page.open
@@ -162,11 +174,13 @@ def test_a_report_of_hardly_anything_is_whole(some):
     assert "nan" not in markdown
 
 
-def test_the_same_rows_give_the_same_report_in_any_order(rows, rendered):
+def test_the_same_rows_give_the_same_report_in_any_order(
+    rows: Rows, rendered: tuple[str, str]
+) -> None:
     assert render_study(rows[::-1], title="Gates & searches") == rendered
 
 
-def test_losses_of_different_weights_or_data_are_not_compared():
+def test_losses_of_different_weights_or_data_are_not_compared() -> None:
     other = trial(0, 0.4)
     other["settings"]["task_weights"] = [0.9, 0.1]
     grouped = studies([trial(0, 0.5), other, trial(0, 0.3, fraction=1.0)])
@@ -177,12 +191,12 @@ def test_losses_of_different_weights_or_data_are_not_compared():
     ]
 
 
-def test_a_trial_that_appears_twice_is_refused():
+def test_a_trial_that_appears_twice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"each trial once, got trial 3 of movielens-1m, comet"):
         render_study([trial(3, 0.5), trial(3, 0.6)], title="twice")
 
 
-def test_no_rows_are_refused():
+def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one trial"):
         render_study([], title="none")
 
@@ -196,11 +210,11 @@ def test_no_rows_are_refused():
         ("dselect-k", "exact-shared", "DSelect-k + exact search (shared by the tasks)"),
     ],
 )
-def test_variants_are_named_in_words(gate, search, name):
+def test_variants_are_named_in_words(gate: str, search: str, name: str) -> None:
     assert variant_name(gate, search) == name
 
 
-def test_an_infinite_loss_counts_as_failed():
+def test_an_infinite_loss_counts_as_failed() -> None:
     broken = trial(1, 0.5)
     broken["metrics"]["validation"]["trained"]["loss"] = math.inf
     html, _ = render_study([trial(0, 0.6), broken], title="infinite")

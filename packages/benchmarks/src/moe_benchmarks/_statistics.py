@@ -12,13 +12,24 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_benchmarks._bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Floats,
+    Interval,
+    chance_of,
+    divide,
+    draws,
+    interval_of,
+    median_trials,
+    quantiles,
+    subtract,
+)
+
 Row = Mapping[str, Any]
-Floats = NDArray[np.float64]
 Routing = Literal["trained", "hard"]
 
 SHARE = 0.05  # of the trials, the paper's
-RESAMPLES = 2000  # a 2.5 % quantile then rests on 50 resamples
-LEVEL = 0.95  # of the intervals
 BAND = 0.90  # of the band around best-of-N curves
 
 
@@ -38,14 +49,6 @@ class BestOf(NamedTuple):
     median: Floats  # (n,), infinite where at least half of the draws hold failed trials alone
     low: Floats  # (n,)
     high: Floats  # (n,)
-
-
-class Interval(NamedTuple):
-    """An estimate and its bootstrap interval; an infinite number of trials is `math.inf`."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Difference(NamedTuple):
@@ -187,8 +190,8 @@ def best_of(
     Dodge et al., Show Your Work, EMNLP 2019, arXiv:1909.03004, section 3.1.
     """
     ranked = _ranked_test_losses(rows, routing)
-    best = np.minimum.accumulate(_draws(len(rows), resamples, seed), axis=1)
-    low, median, high = _quantiles(ranked[best], ((1 - BAND) / 2, 0.5, (1 + BAND) / 2))
+    best = np.minimum.accumulate(draws(len(rows), resamples, seed), axis=1)
+    low, median, high = quantiles(ranked[best], ((1 - BAND) / 2, 0.5, (1 + BAND) / 2))
     return BestOf(np.arange(1, len(rows) + 1), median, low, high)
 
 
@@ -216,14 +219,14 @@ def trials_needed(
         none or all reach it, which no resample changes, the interval's end is the binomial one.
     """
     reached = losses(rows, "validation") <= loss
-    resampled = reached[_draws(len(rows), resamples, seed)].mean(axis=1)
-    found = _interval(float(_median_trials(reached.mean())), _median_trials(resampled))
+    resampled = reached[draws(len(rows), resamples, seed)].mean(axis=1)
+    found = interval_of(float(median_trials(reached.mean())), median_trials(resampled))
     # Resamples of none are none: these ends are Clopper and Pearson's.
     unlikely = ((1 - LEVEL) / 2) ** (1 / len(rows))
     if not reached.any():
-        return found._replace(low=float(_median_trials(1 - unlikely)))
+        return found._replace(low=float(median_trials(1 - unlikely)))
     if reached.all():
-        return found._replace(high=float(_median_trials(unlikely)))
+        return found._replace(high=float(median_trials(unlikely)))
     return found
 
 
@@ -261,20 +264,20 @@ def speedup(
     if not math.isfinite(loss):
         msg = "`without` must hold a complete trial: there is no loss to reach."
         raise ValueError(msg)
-    drawn = base[_draws(len(base), resamples, seed)]
+    drawn = base[draws(len(base), resamples, seed)]
     to_reach = drawn.min(axis=1, keepdims=True)
-    drawn_other = other[_draws(len(other), resamples, seed + 1)]
+    drawn_other = other[draws(len(other), resamples, seed + 1)]
     finite = np.isfinite(to_reach[:, 0])
-    ratios = _ratio(
-        _median_trials((drawn <= to_reach).mean(axis=1)),
-        _median_trials((drawn_other <= to_reach).mean(axis=1)),
+    ratios = divide(
+        median_trials((drawn <= to_reach).mean(axis=1)),
+        median_trials((drawn_other <= to_reach).mean(axis=1)),
     )[finite]
     needed = trials_needed(without, loss, resamples=resamples, seed=seed)
     needed_other = trials_needed(searched, loss, resamples=resamples, seed=seed + 1)
     first = np.asarray(needed.value)
     # Fewest trials with search are the most times fewer.
-    value, most, least = (float(_ratio(first, np.asarray(end))) for end in needed_other)
-    ratio = _interval(value, ratios)
+    value, most, least = (float(divide(first, np.asarray(end))) for end in needed_other)
+    ratio = interval_of(value, ratios)
     if math.isinf(needed_other.value):
         ratio = ratio._replace(high=max(ratio.high, most))
     elif (other <= loss).all():
@@ -319,21 +322,21 @@ def difference(
     paired = are_paired(rows, others)
     if paired:
         rows, others = sorted(rows, key=_identity), sorted(others, key=_identity)
-    drawn = _draws(len(rows), resamples, seed)
-    drawn_others = drawn if paired else _draws(len(others), resamples, seed + 1)
-    values = _less(
+    drawn = draws(len(rows), resamples, seed)
+    drawn_others = drawn if paired else draws(len(others), resamples, seed + 1)
+    values = subtract(
         _resampled_share(rows, drawn, share, routing),
         _resampled_share(others, drawn_others, share, routing),
     )
-    value = _less(
+    value = subtract(
         np.asarray(top_share(rows, share, routing=routing).mean),
         np.asarray(top_share(others, share, routing=routing).mean),
     )
     permuted = _permuted_differences(
         rows, others, share, routing=routing, paired=paired, resamples=resamples, seed=seed
     )
-    chance = _chance(float(value), permuted)
-    return Difference(*_interval(float(value), values), chance, len(rows) if paired else 0)
+    chance = chance_of(float(value), permuted)
+    return Difference(*interval_of(float(value), values), chance, len(rows) if paired else 0)
 
 
 def paired_difference(
@@ -371,20 +374,15 @@ def paired_difference(
     first, second = (losses(side, "test", routing) for side in zip(*pairs, strict=True))
     gaps = first - second
     value = float(gaps.mean())
-    means = gaps[_draws(len(gaps), resamples, seed)].mean(axis=1)
+    means = gaps[draws(len(gaps), resamples, seed)].mean(axis=1)
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(resamples, len(gaps)))
-    chance = _chance(value, (signs * gaps).mean(axis=1))
-    return Difference(*_interval(value, means), chance, len(gaps))
+    chance = chance_of(value, (signs * gaps).mean(axis=1))
+    return Difference(*interval_of(value, means), chance, len(gaps))
 
 
 def _identity(row: Row) -> tuple[int, int, float]:
     settings = row["settings"]
     return int(row["trial"]), int(settings["seed"]), float(settings["learning_rate"])
-
-
-def _draws(size: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """Draw indices of trials with replacement, shape (resamples, size)."""
-    return np.random.default_rng(seed).integers(size, size=(resamples, size))
 
 
 def _ranked_test_losses(rows: Sequence[Row], routing: Routing) -> Floats:
@@ -439,44 +437,4 @@ def _permuted_differences(
         total = np.where(chosen, tested, 0.0).sum(axis=1)
         return np.asarray(total / size, dtype=np.float64)
 
-    return _less(share_means(mine), share_means(~mine))
-
-
-def _chance(value: float, permuted: Floats) -> float:
-    """Return the share of permutations, the one observed among them, that are as far from 0."""
-    # Equal up to rounding counts as equal.
-    far = np.abs(permuted) >= abs(value) * (1 - 1e-9)
-    return float((1 + np.sum(far)) / (1 + len(permuted)))
-
-
-def _median_trials(share: Any) -> Floats:  # noqa: ANN401 - an array or a number
-    """Return the smallest N with ``1 - (1 - share)**N >= 1/2``, infinite for a share of 0."""
-    share = np.asarray(share, dtype=np.float64)
-    with np.errstate(divide="ignore"):
-        needed = np.log(0.5) / np.log1p(-np.minimum(share, 0.5))
-    # 1 - 2**(-1 / 7), say, must give 7 and not 8.
-    return np.asarray(np.where(share > 0, np.ceil(np.round(needed, 9)), np.inf), dtype=np.float64)
-
-
-def _ratio(without: Floats, searched: Floats) -> Floats:
-    """Divide finite numbers of trials by some that may be infinite."""
-    return np.asarray(np.where(np.isfinite(searched), without / searched, 0.0), dtype=np.float64)
-
-
-def _less(first: Floats, second: Floats) -> Floats:
-    """Subtract losses; two that are infinite are equal."""
-    both = np.isinf(first) & np.isinf(second)
-    return np.asarray(
-        np.where(both, 0.0, np.where(both, 0.0, first) - np.where(both, 0.0, second)),
-        dtype=np.float64,
-    )
-
-
-def _quantiles(values: Floats, levels: Sequence[float]) -> Floats:
-    """Return quantiles over the first axis; values themselves, as infinities have no middle."""
-    return np.asarray(np.quantile(values, levels, axis=0, method="inverted_cdf"), dtype=np.float64)
-
-
-def _interval(value: float, resampled: Floats) -> Interval:
-    low, high = _quantiles(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return Interval(value, float(low), float(high))
+    return subtract(share_means(mine), share_means(~mine))

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
+from moe_benchmarks._bootstrap import Interval
 from moe_benchmarks._report._style import (
     BLACK,
     BLUE,
@@ -21,7 +22,7 @@ from moe_benchmarks._report._style import (
     figure_named,
     to_svg,
 )
-from moe_benchmarks._statistics import Difference, Interval, best_of
+from moe_benchmarks._statistics import Difference, best_of
 from moe_benchmarks._study_report._compare import Ablation
 from moe_benchmarks._study_report._names import SEARCHES, gate_name
 from moe_benchmarks._study_report._study import Study, Variant
@@ -29,7 +30,8 @@ from moe_benchmarks._study_report._study import Study, Variant
 COLORS = dict(zip(SEARCHES, (GREY, SKY, PINK, ORANGE, BLUE, GREEN, RED), strict=True))
 # A second sign beside the colour, for print.
 LINES = dict(zip(SEARCHES, ("-", ":", (0, (1, 1)), "--", "-.", "-", "-"), strict=True))
-PANEL = 2.6  # inches, width of one gate's panel
+PANEL, PANEL_HEIGHT = 2.6, 2.6  # inches, of one gate's panel
+MOST_COLUMNS = 4  # panels side by side
 LINE_HEIGHT = 0.42  # inches, of an interval
 RATIO_LIMITS = (1e-2, 1e2)  # at least; the paper's claim is at the right end
 
@@ -52,7 +54,8 @@ def best_of_curves(study: Study) -> str:
         axes.fill_between(curve.num_trials, bottom, top, color=style["color"], alpha=0.12, lw=0)
         axes.set(xlabel="trials", xscale="log", ylim=(low - margin, high + margin))
         axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
     return _panels(study, f"{study.slug}-curves", "test loss", panel)
 
@@ -127,14 +130,21 @@ def _panels(study: Study, name: str, label: str, draw: Any) -> str:  # noqa: ANN
         for gate, variants in study.by_gate().items()
     }
     gates = {gate: variants for gate, variants in gates.items() if variants}
-    size = (max(SIZE[0], 0.8 + PANEL * len(gates)), SIZE[1])
+    columns = min(len(gates), MOST_COLUMNS)
+    num_lines = math.ceil(len(gates) / columns)
+    size = (max(SIZE[0], 0.8 + PANEL * columns), 0.7 + PANEL_HEIGHT * num_lines)
     with figure_named(name, size) as figure:
-        every = figure.subplots(1, len(gates), squeeze=False, sharex=True, sharey=True)[0]
-        for axes, (gate, variants) in zip(every, gates.items(), strict=True):
+        every = figure.subplots(num_lines, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in every.flat[len(gates) :]:
+            axes.set_axis_off()
+        for axes, (gate, variants) in zip(every.flat, gates.items(), strict=False):
             axes.set_title(gate_name(gate), fontsize=10)
             for variant in variants:
                 draw(axes, variant)
-        every[0].set(ylabel=label)
+        for axes in every[:, 0]:
+            axes.set(ylabel=label)
+        for axes in every.flat[max(0, len(gates) - columns) : len(gates)]:
+            axes.tick_params(labelbottom=True)  # nothing stands below it
         used = dict.fromkeys(each.search for variants in gates.values() for each in variants)
         handles = [
             mpl.lines.Line2D([], [], label=SEARCHES.get(search, search), **_line(search))

@@ -16,6 +16,8 @@ def to_markdown(
     parts = [f"# {escape(title)}"]
     parts += [f"**{escape(study)}.** {escape(text)}" for study, _, text in findings]
     for section in sections:
+        if section.figures and not (section.paragraphs or section.table):
+            continue
         parts.append(f"{'#' * section.level} {escape(section.title)}")
         # What a study found stands above.
         parts += [escape(text) for text in section.paragraphs if section.level > 2]
@@ -43,11 +45,13 @@ def _table(table: Table) -> str:
 
 
 def _line(line: Line) -> list[str]:
-    first, *rest = map(_cell, line.cells)
+    """Write a line; its first link alone, as one on every number would hide the numbers."""
+    linked = next((cell for cell in line.cells if cell.anchor), None)
+    first, *rest = (_cell(cell, is_linked=cell is linked) for cell in line.cells)
     return [f'<a id="{line.anchor}"></a>{first}' if line.anchor else first, *rest]
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, *, is_linked: bool) -> str:
     text = escape(cell.text)
     text = f"**{text}**" if cell.is_bold else text
-    return f"[{text}](#{cell.anchor})" if cell.anchor else text
+    return f"[{text}](#{cell.anchor})" if is_linked else text

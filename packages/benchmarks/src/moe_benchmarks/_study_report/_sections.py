@@ -71,7 +71,7 @@ def _curves(study: Study) -> Section:
         "Test loss of the trial with the best validation loss among N drawn with replacement: "
         "median, and the middle 90 % of the draws. Failed trials count as infinite."
     )
-    figure = Figure(_figures.best_of_curves(study), caption, is_wide=True)
+    figure = Figure(_figures.best_of_curves(study), caption, is_wide=_has_panels(study))
     return Section("What more trials bring", figures=[figure])
 
 
@@ -107,7 +107,7 @@ def _inside(study: Study) -> Section:
     experts = Figure(
         _figures.experts_over_epochs(study),
         "Experts a row over the epochs, as trained, in the best trial of each variant.",
-        is_wide=True,
+        is_wide=_has_panels(study),
     )
     loads = [
         Figure(_figures.load(each, tasks), f"{each.name}, trial {each.best['trial']}.")
@@ -119,6 +119,11 @@ def _inside(study: Study) -> Section:
         "hard routing, a line for each task, in the best trials by validation loss."
     )
     return Section("Experts in use", paragraphs=[text], figures=[experts, *loads])
+
+
+def _has_panels(study: Study) -> bool:
+    """Whether a figure of a panel for each gate fills the page."""
+    return len({each.gate for each in study.variants if each.complete}) > 2
 
 
 def _made(study: Study) -> Section:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from moe_benchmarks._statistics import Interval, Row, TopShare, is_complete
+from moe_benchmarks._bootstrap import Interval
+from moe_benchmarks._statistics import Row, TopShare, is_complete
 from moe_benchmarks._study_report._compare import Ablation, Lead
 from moe_benchmarks._study_report._document import Cell, Line, Table
 from moe_benchmarks._study_report._findings import bounds, count, signed
@@ -38,7 +39,7 @@ def variants_table(study: Study, trained: Lead | None, hard: Lead | None) -> Tab
 def _variant_line(study: Study, variant: Variant, trained: Lead | None, hard: Lead | None) -> Line:
     num_complete = len(variant.complete)
     counts = [str(num_complete), str(len(variant.rows) - num_complete)]
-    first = [Cell(variant.name), *(_linked(variant, variant.rows[:1], text) for text in counts)]
+    first = [_name(variant), *(_linked(variant, variant.rows[:1], text) for text in counts)]
     if not num_complete:
         return Line([*first, *(Cell(NONE) for _ in range(7 + len(study.metrics)))])
 
@@ -98,7 +99,7 @@ def ablation_table(study: Study, compared: Sequence[Ablation]) -> Table:
         if each.share.is_apart:
             verdict = "lower with search" if each.share.value < 0 else "higher with search"
         cells = [
-            Cell(variant.name),
+            _name(variant),
             Cell(verdict, is_bold=each.share.is_apart),
             _linked(without, without.top.rows, f"{without.top.mean:.{digits}f}"),
             _linked(variant, variant.top.rows, f"{variant.top.mean:.{digits}f}"),
@@ -122,7 +123,7 @@ def speedup_table(study: Study, compared: Sequence[Ablation]) -> Table:
         found = each.speedup
         best, other = each.without.rows[:1], each.variant.rows[:1]
         cells = [
-            Cell(each.variant.name),
+            _name(each.variant),
             _linked(each.without, best, f"{found.loss:.{study.decimals}f}"),
             _linked(each.without, best, _counted(found.without)),
             _linked(each.variant, other, _counted(found.searched)),
@@ -138,7 +139,7 @@ def settings_table(study: Study) -> Table:
     lines = [
         Line(
             [
-                Cell(variant.name),
+                _name(variant),
                 *(
                     _linked(variant, [variant.best], text)
                     for text in (
@@ -238,6 +239,10 @@ def _results(row: Row, decimals: int) -> list[str]:
     ]
     epoch = f"{row['best_epoch'] + 1} of {len(row['history'])}"
     return [*(f"{value:.{decimals}f}" for value in values), epoch, f"{row['seconds']:.3g}"]
+
+
+def _name(variant: Variant) -> Cell:
+    return Cell(variant.name, variant.anchor(variant.rows[0]))
 
 
 def _linked(variant: Variant, rows: Sequence[Row], text: str, *, is_bold: bool = False) -> Cell:
