@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 from _rows import failed, study, trial
 
+from moe_benchmarks._differences import are_paired, difference, paired_difference
 from moe_benchmarks._statistics import (
-    are_paired,
     best_of,
-    difference,
     expected_best,
     losses,
-    paired_difference,
     share_size,
     speedup,
     top_share,

@@ -2,14 +2,8 @@
 
 from dataclasses import dataclass
 
-from moe_benchmarks._statistics import (
-    Difference,
-    Routing,
-    Speedup,
-    difference,
-    paired_difference,
-    speedup,
-)
+from moe_benchmarks._differences import Difference, difference, paired_difference
+from moe_benchmarks._statistics import Routing, Speedup, speedup
 from moe_benchmarks._study_report._study import Study, Variant
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from moe_benchmarks._bootstrap import Interval
+from moe_benchmarks._differences import Difference
 from moe_benchmarks._report._style import (
     BLACK,
     BLUE,
@@ -22,7 +23,7 @@ from moe_benchmarks._report._style import (
     figure_named,
     to_svg,
 )
-from moe_benchmarks._statistics import Difference, best_of
+from moe_benchmarks._statistics import best_of
 from moe_benchmarks._study_report._compare import Ablation
 from moe_benchmarks._study_report._names import SEARCHES, gate_name
 from moe_benchmarks._study_report._study import Study, Variant

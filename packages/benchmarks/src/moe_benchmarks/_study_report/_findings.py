@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from moe_benchmarks._bootstrap import LEVEL, Interval
-from moe_benchmarks._statistics import Difference
+from moe_benchmarks._differences import Difference
 from moe_benchmarks._study_report._compare import Ablation, Lead
 from moe_benchmarks._study_report._names import gate_name
 from moe_benchmarks._study_report._study import Study
