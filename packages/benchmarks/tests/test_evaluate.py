@@ -3,7 +3,8 @@ import torch
 from _tiny import TINY
 from torch import Tensor
 
-from moe_benchmarks._evaluate import TooManyExpertsError, _node_shares, measure
+from moe_benchmarks._bound import TooManyExpertsError
+from moe_benchmarks._evaluate import _node_shares, measure
 from moe_benchmarks._gates import COMET, TRAINED_GATES, Gate, build_model, inputs
 from moe_benchmarks._two_digits import Split, load_two_digits
 

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 
 import moe_gates
+from moe_benchmarks._bound import TooManyExpertsError
 from moe_benchmarks._gates import Gate, inputs
 from moe_benchmarks._model import TwoTaskModel
 from moe_benchmarks._train import TrainedModel, task_loss
 from moe_benchmarks._two_digits import NUM_CLASSES, TASKS, Split, TwoDigits
 from moe_runtime import CometRouter, hard_routing
-
-
-class TooManyExpertsError(RuntimeError):
-    """Hard routing used more experts than it promises."""
 
 
 @dataclass(frozen=True)

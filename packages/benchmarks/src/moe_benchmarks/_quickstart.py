@@ -28,8 +28,9 @@ from moe_benchmarks._latency import measure_latency
 from moe_benchmarks._model import Reader, TwoTaskModel
 from moe_benchmarks._report import render_report
 from moe_benchmarks._results import Result, best_to_serve, reported_results
+from moe_benchmarks._resumable import best_tensors
 from moe_benchmarks._settings import QuickstartSettings
-from moe_benchmarks._train import CHECKPOINT, Epoch, best_tensors, train
+from moe_benchmarks._train import CHECKPOINT, Epoch, train
 from moe_benchmarks._two_digits import TASKS, TwoDigits, load_two_digits
 from moe_runtime import load_checkpoint, load_tensors
 from moe_runtime.onnx import export

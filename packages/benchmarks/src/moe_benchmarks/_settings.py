@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NoReturn
+from typing import Any
+
+from moe_benchmarks._checks import LARGEST_SEED, check_integer, check_range, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,42 +32,23 @@ class QuickstartSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
+        if isinstance(self.learning_rate, bool) or not isinstance(self.learning_rate, int | float):
+            refuse("learning_rate", "a number", self.learning_rate)
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name))
+            if field.name != "learning_rate":
+                check_integer(field.name, getattr(self, field.name))
         for name in ("num_seeds", "epochs", "batch_size", "hidden", "features"):
-            _check_range(self, name, 1)
+            check_range(name, getattr(self, name), 1)
         for name in ("num_train", "num_validation", "num_test"):
-            _check_range(self, name, 100)  # every digit class appears in every split
-        _check_range(self, "seed", 0, 2**31 - 1)
-        _check_range(self, "num_experts", 2)
-        _check_range(self, "k", 1, self.num_experts, "num_experts")
-        _check_range(self, "search_epoch", 0, self.epochs - 1, "epochs - 1")
-        _check_range(self, "search_rows", 4, self.num_train, "num_train")
+            check_range(name, getattr(self, name), 100)  # every digit class appears in every split
+        check_range("seed", self.seed, 0, LARGEST_SEED)
+        check_range("num_experts", self.num_experts, 2)
+        check_range("k", self.k, 1, self.num_experts, "num_experts")
+        check_range("search_epoch", self.search_epoch, 0, self.epochs - 1, "epochs - 1")
+        check_range("search_rows", self.search_rows, 4, self.num_train, "num_train")
         if not 0 < self.learning_rate < math.inf:
-            _refuse("learning_rate", "finite and > 0", self.learning_rate)
+            refuse("learning_rate", "finite and > 0", self.learning_rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON can hold them."""
         return asdict(self)
-
-
-def _check_type(name: str, value: object) -> None:
-    is_real = name == "learning_rate"
-    if isinstance(value, bool) or not isinstance(value, (int, float) if is_real else int):
-        _refuse(name, "a number" if is_real else "an integer", value)
-
-
-def _check_range(
-    settings: QuickstartSettings, name: str, low: int, high: int | None = None, bound: str = ""
-) -> None:
-    value = getattr(settings, name)
-    if high is None:
-        if value < low:
-            _refuse(name, f">= {low}", value)
-    elif not low <= value <= high:
-        _refuse(name, f"in [{low}, {bound}{'=' if bound else ''}{high}]", value)
-
-
-def _refuse(name: str, allowed: str, value: object) -> NoReturn:
-    msg = f"`{name}` must be {allowed}, got {value!r}."
-    raise ValueError(msg)

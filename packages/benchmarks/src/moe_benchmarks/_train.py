@@ -1,7 +1,7 @@
 """Train one model: resumable at every epoch, and the same numbers however often interrupted."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,24 +10,14 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from moe_benchmarks._gates import Gate, build_model, inputs
 from moe_benchmarks._model import Prediction, TwoTaskModel
+from moe_benchmarks._resumable import copy_state, load_run, row_order, save_run
 from moe_benchmarks._settings import QuickstartSettings
 from moe_benchmarks._two_digits import TASKS, Split, TwoDigits
-from moe_runtime import (
-    SearchRows,
-    hard_routing,
-    load_checkpoint,
-    load_tensors,
-    load_training_tensors,
-    save_checkpoint,
-    search_permutations,
-    training_tensors,
-)
+from moe_runtime import SearchRows, hard_routing, load_tensors, search_permutations
 
 # Standard errors above which the gain of a search on unseen rows is believed.
 CONFIRMED_FROM = 2.0
-# A run's checkpoint, and the prefix of the best epoch's weights in it.
-CHECKPOINT = "checkpoint.safetensors"
-BEST = "best."
+CHECKPOINT = "checkpoint.safetensors"  # of a run, in its folder
 
 
 @dataclass(frozen=True)
@@ -88,61 +78,33 @@ def train(
     """
     model = build_model(gate, settings, seed, data.train.pixels.mean(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    best = copy_state(model)
     history: list[Epoch] = []
     searches: list[Search] = []
     path = folder / CHECKPOINT
     if path.exists():
-        history, searches, best = _resume(path, model, optimizer)
+        state, best = load_run(path, model, optimizer)
+        history = [Epoch(**epoch) for epoch in state["history"]]
+        searches = [Search(**search) for search in state["searches"]]
     for done, epoch in enumerate(history):
         on_epoch(done, epoch)
     for number in range(len(history), settings.epochs):
-        order = _order(settings, seed, number)
+        order = row_order(seed, number, settings.num_train)
         if gate.is_searched and number == settings.search_epoch:
             searches = _search(model, data.train, order[: settings.search_rows])
         train_loss = _train_epoch(model, optimizer, gate, data.train, order, settings.batch_size)
         history.append(Epoch(train_loss, *_validate(model, gate, data.validation)))
         if _best_epoch(history) == number:
-            best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        tensors = training_tensors(model, optimizer)
-        tensors |= {BEST + name: tensor for name, tensor in best.items()}
-        state = {
-            "history": [asdict(epoch) for epoch in history],
-            "searches": [asdict(search) for search in searches],
-        }
-        save_checkpoint(path, tensors, settings=state)
+            best = copy_state(model)
+        save_run(path, model, optimizer, best, history, searches)
         on_epoch(number, history[-1])
     load_tensors(model, best)
     model.eval()
     return TrainedModel(model, history, searches, _best_epoch(history))
 
 
-def best_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pick the weights of the best epoch from a run's checkpoint."""
-    return {
-        name.removeprefix(BEST): tensor for name, tensor in tensors.items() if name.startswith(BEST)
-    }
-
-
-def _resume(
-    path: Path, model: TwoTaskModel, optimizer: torch.optim.Optimizer
-) -> tuple[list[Epoch], list[Search], dict[str, Tensor]]:
-    tensors, state = load_checkpoint(path)
-    state_now = {name: each for name, each in tensors.items() if not name.startswith(BEST)}
-    load_training_tensors(model, optimizer, state_now)
-    history = [Epoch(**epoch) for epoch in state["history"]]
-    searches = [Search(**search) for search in state["searches"]]
-    return history, searches, best_tensors(tensors)
-
-
 def _best_epoch(history: list[Epoch]) -> int:
     return min(range(len(history)), key=lambda number: history[number].validation_loss_hard)
-
-
-def _order(settings: QuickstartSettings, seed: int, epoch: int) -> Tensor:
-    """Order of the training rows; a function of the seed and the epoch, so it resumes."""
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    return torch.randperm(settings.num_train, generator=generator)
 
 
 def _train_epoch(

@@ -17,6 +17,13 @@ DataDir = Annotated[
 Share = Annotated[
     float, typer.Option(help="Share of the users, or of the pictures, to use: in (0, 1].")
 ]
+Epochs = Annotated[
+    int | None, typer.Option(help="Epochs at most.", show_default="the experiment's")
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="Epochs without a lower validation loss.", show_default="the experiment's"),
+]
 
 
 def fail(message: str) -> NoReturn:

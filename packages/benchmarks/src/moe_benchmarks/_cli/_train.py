@@ -15,7 +15,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from moe_benchmarks._cli._common import INTERRUPTED, DataDir, Share, fail, names
+from moe_benchmarks._cli._common import (
+    INTERRUPTED,
+    DataDir,
+    Epochs,
+    Patience,
+    Share,
+    fail,
+    names,
+)
 from moe_benchmarks._data._catalog import load
 from moe_benchmarks._data._csv_table import read_table
 from moe_benchmarks._data._dataset import DataError, Dataset
@@ -41,15 +49,8 @@ def train(
     gamma: Annotated[float, typer.Option(help="Width of the smooth step.")] = 1.0,
     entropy_weight: Annotated[float, typer.Option(help="Weight of the entropy penalty.")] = 0.1,
     search_epochs: Annotated[int, typer.Option(help="First epochs, with searches.")] = 3,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs at most.", show_default="the experiment's")
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            help="Epochs without a lower validation loss.", show_default="the experiment's"
-        ),
-    ] = None,
+    epochs: Epochs = None,
+    patience: Patience = None,
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
     csv: Annotated[
         Path | None, typer.Option(help="A table of your own, with a header, instead of its data.")
@@ -72,7 +73,8 @@ def train(
     if csv is not None:
         chosen = _own(chosen, csv, len(names(targets)))
     try:
-        settings = TrialSettings(
+        settings = TrialSettings.for_experiment(
+            chosen,
             gate=gate,
             search=search,
             seed=seed,
@@ -80,12 +82,8 @@ def train(
             gamma=gamma,
             entropy_weight=entropy_weight,
             search_epochs=search_epochs,
-            epochs=chosen.epochs if epochs is None else epochs,
-            patience=chosen.patience if patience is None else patience,
-            batch_size=chosen.batch_size,
-            num_experts=chosen.num_experts,
-            k=chosen.k,
-            task_weights=chosen.task_weights,
+            epochs=epochs,
+            patience=patience,
         )
         if csv is None:
             dataset = load(chosen.dataset, data_dir, share=share)

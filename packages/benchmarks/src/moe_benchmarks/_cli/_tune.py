@@ -11,7 +11,15 @@ from optuna.storages import BaseStorage
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from moe_benchmarks._cli._common import INTERRUPTED, DataDir, Share, fail, names
+from moe_benchmarks._cli._common import (
+    INTERRUPTED,
+    DataDir,
+    Epochs,
+    Patience,
+    Share,
+    fail,
+    names,
+)
 from moe_benchmarks._data._catalog import load
 from moe_benchmarks._data._dataset import DataError
 from moe_benchmarks._experiments._catalog import EXPERIMENTS
@@ -40,15 +48,8 @@ def tune(
         str, typer.Option(help="Searches, separated by commas; each is tried with every gate.")
     ] = "identity,exact",
     share: Share = 1.0,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs at most.", show_default="the experiment's")
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            help="Epochs without a lower validation loss.", show_default="the experiment's"
-        ),
-    ] = None,
+    epochs: Epochs = None,
+    patience: Patience = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the trials out.")] = 1,
     sampler: Annotated[str, typer.Option(help="random, as in the paper, or tpe.")] = "random",
     seed: Annotated[int, typer.Option(help="Same seed, same trials.")] = 0,

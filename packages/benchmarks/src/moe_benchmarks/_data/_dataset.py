@@ -41,6 +41,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.targets[0])
 
+    def take(self, rows: Tensor | slice) -> "Split":
+        """Return some rows: those of a slice, an index or a mask."""
+        return Split(
+            inputs={name: values[rows] for name, values in self.inputs.items()},
+            targets=tuple(target[rows] for target in self.targets),
+            present=tuple(None if mask is None else mask[rows] for mask in self.present),
+        )
+
 
 @dataclass(frozen=True)
 class Dataset:

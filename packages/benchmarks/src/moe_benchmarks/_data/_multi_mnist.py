@@ -54,9 +54,7 @@ def load_digits_overlay(*, counts: RowCounts = DIGITS_COUNTS, seed: int = 0) -> 
 
 def read_base(data_dir: Path, folder: str, /, *, dataset: str, seed: int) -> list[Labelled]:
     """Return published pictures by split: the training file's are divided."""
-    train, test = (
-        _read(data_dir, folder, part, NUM_CLASSES, dataset) for part in ("train", "t10k")
-    )
+    train, test = (_read(data_dir, folder, part, dataset) for part in ("train", "t10k"))
     return [*divide_train(train, seed=seed), test]
 
 
@@ -82,12 +80,12 @@ def _load(name: str, data_dir: Path, folder: str, counts: RowCounts, seed: int) 
     )
 
 
-def _read(data_dir: Path, folder: str, part: str, num_classes: int, dataset: str) -> Labelled:
+def _read(data_dir: Path, folder: str, part: str, dataset: str) -> Labelled:
     images, labels = (
         find_file(data_dir, f"{folder}/{part}-{kind}-ubyte.gz", dataset=dataset)
         for kind in ("images-idx3", "labels-idx1")
     )
-    pictures, classes = read_labelled(images, labels, num_classes=num_classes)
+    pictures, classes = read_labelled(images, labels, num_classes=NUM_CLASSES)
     if pictures.shape[1:] != (PICTURE_SIZE, PICTURE_SIZE):
         raise damaged(images, f"its pictures are {pictures.shape[1:]}, not 28 x 28 pixels")
     return Labelled(pictures, classes)

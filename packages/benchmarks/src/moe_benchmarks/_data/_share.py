@@ -85,17 +85,9 @@ def _splits(dataset: Dataset) -> tuple[Split, Split, Split]:
 
 
 def _with_rows(dataset: Dataset, rows: Callable[[Split], Tensor], note: str) -> Dataset:
-    train, validation, test = (_take(split, rows(split)) for split in _splits(dataset))
+    train, validation, test = (split.take(rows(split)) for split in _splits(dataset))
     return replace(
         dataset, train=train, validation=validation, test=test, notes=(*dataset.notes, note)
-    )
-
-
-def _take(split: Split, rows: Tensor) -> Split:
-    return Split(
-        inputs={name: values[rows] for name, values in split.inputs.items()},
-        targets=tuple(target[rows] for target in split.targets),
-        present=tuple(None if mask is None else mask[rows] for mask in split.present),
     )
 
 

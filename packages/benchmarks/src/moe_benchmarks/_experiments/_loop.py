@@ -1,32 +1,23 @@
 """One training loop for all experiments: early stopping, best weights, exact resume."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from moe_benchmarks._data._dataset import Dataset, Split
+from moe_benchmarks._data._dataset import Dataset
 from moe_benchmarks._experiments._catalog import Experiment
-from moe_benchmarks._experiments._losses import mean_loss, total_loss
+from moe_benchmarks._experiments._losses import task_losses, total_loss
 from moe_benchmarks._experiments._metrics import loss_of
 from moe_benchmarks._experiments._model import MixtureModel, build_model
 from moe_benchmarks._experiments._searches import SearchStep, finish_relaxation, search_epoch
 from moe_benchmarks._experiments._settings import TrialSettings
-from moe_runtime import (
-    load_checkpoint,
-    load_tensors,
-    load_training_tensors,
-    save_checkpoint,
-    training_tensors,
-)
-
-BEST = "best."  # prefix of the best epoch's weights in a checkpoint
-# The order of an epoch's rows is a function of the seed and the epoch.
-SEED_STRIDE = 100_003
+from moe_benchmarks._resumable import copy_state, epoch_seed, load_run, row_order, save_run
+from moe_runtime import load_tensors
 
 
 class DivergedError(RuntimeError):
@@ -95,56 +86,38 @@ def fit(
     model.to(dataset.train.targets[0].device)
     # Fused: the embeddings' moments are most of a step's memory traffic.
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-    progress, best = Progress(), _copy(model)
+    progress, best = Progress(), copy_state(model)
     if checkpoint is not None and checkpoint.exists():
-        progress, best = _resume(checkpoint, model, optimizer)
+        state, best = load_run(checkpoint, model, optimizer)
+        progress.history = [Epoch(**epoch) for epoch in state["history"]]
+        progress.searches = [SearchStep(**search) for search in state["searches"]]
     for number, epoch in enumerate(progress.history):
         on_epoch(number, epoch)
     while not progress.is_over(settings):
         number = len(progress.history)
-        order = epoch_order(settings, number, num_rows).to(dataset.train.targets[0].device)
+        order = row_order(settings.seed, number, num_rows).to(dataset.train.targets[0].device)
         if 0 < number <= settings.search_epochs:
             some = order[: settings.search_rows]
             progress.searches += search_epoch(
                 model, settings, dataset.train, dataset.tasks, some, epoch=number
             )
-        torch.manual_seed(settings.seed * SEED_STRIDE + number)  # dropout, and gates that draw
+        torch.manual_seed(epoch_seed(settings.seed, number))  # dropout, and gates that draw
         begin = time.perf_counter()
         train_loss, penalty = _train_epoch(model, optimizer, settings, dataset, order, on_batch)
         seconds = time.perf_counter() - begin
         loss = loss_of(model, dataset.validation, dataset.tasks, settings.task_weights)
         epoch = Epoch(train_loss, penalty, *loss, seconds)
-        if not torch.isfinite(torch.tensor([train_loss, epoch.validation_loss])).all():
+        if not (math.isfinite(train_loss) and math.isfinite(epoch.validation_loss)):
             msg = f"the loss of epoch {number + 1} is not finite: {epoch}."
             raise DivergedError(msg)
         progress.history.append(epoch)
         if progress.best_epoch == number:
-            best = _copy(model)
+            best = copy_state(model)
         if checkpoint is not None:
-            _save(checkpoint, model, optimizer, progress, best)
+            save_run(checkpoint, model, optimizer, best, progress.history, progress.searches)
         on_epoch(number, epoch)
     load_tensors(model, best)
     return Trained(model.eval(), progress.history, progress.searches, progress.best_epoch)
-
-
-def epoch_order(settings: TrialSettings, number: int, num_rows: int) -> Tensor:
-    """Order of an epoch's rows."""
-    generator = torch.Generator().manual_seed(settings.seed * SEED_STRIDE + number)
-    return torch.randperm(num_rows, generator=generator)
-
-
-def batch_loss(
-    model: MixtureModel, settings: TrialSettings, dataset: Dataset, split: Split, rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return a batch's loss, weighted over the tasks, and its penalty."""
-    prediction = model({name: values[rows] for name, values in split.inputs.items()})
-    losses = [
-        mean_loss(task, output, target[rows], None if present is None else present[rows])
-        for task, output, target, present in zip(
-            dataset.tasks, prediction.outputs, split.targets, split.present, strict=True
-        )
-    ]
-    return total_loss(losses, settings.task_weights), prediction.penalty
 
 
 def _train_epoch(
@@ -160,7 +133,10 @@ def _train_epoch(
     # Summed on the device, which nothing waits for.
     totals = order.new_zeros(2, dtype=torch.float64)
     for number, rows in enumerate(batches):
-        loss, penalty = batch_loss(model, settings, dataset, dataset.train, rows)
+        batch = dataset.train.take(rows)
+        outputs, penalty, _ = model(batch.inputs)
+        losses = task_losses(dataset.tasks, outputs, batch)
+        loss = total_loss(losses, settings.task_weights)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss + penalty)
         optimizer.step()
@@ -172,36 +148,3 @@ def _train_epoch(
         on_batch(number + 1, len(batches))
     train_loss, penalty_mean = (totals / len(order)).tolist()
     return train_loss, penalty_mean
-
-
-def _copy(model: MixtureModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def _save(
-    path: Path,
-    model: MixtureModel,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    best: Mapping[str, Tensor],
-) -> None:
-    tensors = training_tensors(model, optimizer)
-    tensors |= {BEST + name: tensor for name, tensor in best.items()}
-    state: dict[str, Any] = {
-        "history": [asdict(epoch) for epoch in progress.history],
-        "searches": [asdict(search) for search in progress.searches],
-    }
-    save_checkpoint(path, tensors, settings=state)
-
-
-def _resume(
-    path: Path, model: MixtureModel, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, dict[str, Tensor]]:
-    tensors, state = load_checkpoint(path)
-    now = {name: each for name, each in tensors.items() if not name.startswith(BEST)}
-    load_training_tensors(model, optimizer, now)
-    best = {
-        name.removeprefix(BEST): each for name, each in tensors.items() if name.startswith(BEST)
-    }
-    history = [Epoch(**epoch) for epoch in state["history"]]
-    return Progress(history, [SearchStep(**search) for search in state["searches"]]), best

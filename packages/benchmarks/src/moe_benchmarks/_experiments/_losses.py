@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from moe_benchmarks._data._dataset import Task
+from moe_benchmarks._data._dataset import Split, Task
 
 
 def row_losses(task: Task, output_TC: Tensor, target_T: Tensor, present_T: Tensor | None) -> Tensor:
@@ -29,6 +29,13 @@ def mean_loss(task: Task, output_TC: Tensor, target_T: Tensor, present_T: Tensor
     losses_T = row_losses(task, output_TC, target_T, present_T)
     count = losses_T.shape[0] if present_T is None else present_T.sum().clamp(min=1)
     return losses_T.sum() / count
+
+
+def task_losses(tasks: Sequence[Task], outputs: Sequence[Tensor], split: Split) -> list[Tensor]:
+    """Mean loss of each task on the rows of a split."""
+    return [
+        mean_loss(*each) for each in zip(tasks, outputs, split.targets, split.present, strict=True)
+    ]
 
 
 def total_loss(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -11,16 +11,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import moe_gates
+from moe_benchmarks._bound import TooManyExpertsError
 from moe_benchmarks._data._dataset import Split, Task
-from moe_benchmarks._experiments._losses import mean_loss
+from moe_benchmarks._experiments._losses import mean_loss, task_losses
 from moe_benchmarks._experiments._model import MixtureModel
 from moe_runtime import hard_routing
 
 EVALUATION_ROWS = 8192  # at a time
-
-
-class TooManyExpertsError(RuntimeError):
-    """Hard routing used more experts than it promises."""
 
 
 @torch.no_grad()
@@ -31,7 +28,7 @@ def predict(model: MixtureModel, split: Split, *, hard: bool) -> tuple[list[Tens
     with hard_routing(model) if hard else nullcontext():
         for start in range(0, len(split), EVALUATION_ROWS):
             some = slice(start, start + EVALUATION_ROWS)
-            prediction = model({name: values[some] for name, values in split.inputs.items()})
+            prediction = model(split.take(some).inputs)
             outputs.append(prediction.outputs)
             weights.append(prediction.weights_GTE)
     return [torch.cat(parts) for parts in zip(*outputs, strict=True)], torch.cat(weights, 1)
@@ -79,13 +76,9 @@ def loss_of(
 ) -> tuple[float, float]:
     """Return the loss as trained, penalties left out, and the experts a row."""
     outputs, weights_GTE = predict(model, split, hard=False)
-    losses = [
-        weight * mean_loss(task, output, target, present).item()
-        for task, output, target, present, weight in zip(
-            tasks, outputs, split.targets, split.present, task_weights, strict=True
-        )
-    ]
-    return sum(losses), (weights_GTE != 0).sum(-1).double().mean().item()
+    losses = zip(task_losses(tasks, outputs, split), task_weights, strict=True)
+    total = sum(weight * loss.item() for loss, weight in losses)
+    return total, (weights_GTE != 0).sum(-1).double().mean().item()
 
 
 def _task_metrics(

@@ -15,7 +15,7 @@ from moe_benchmarks._data._dataset import Split, Task
 from moe_benchmarks._experiments._losses import row_losses
 from moe_benchmarks._experiments._model import MixtureModel
 from moe_benchmarks._experiments._settings import TrialSettings
-from moe_localsearch import assign_ids
+from moe_localsearch import IdAssignment, SearchResult, assign_ids
 from moe_runtime import HashRouter, Router, SearchRows, search_permutations
 
 # What an exact search finds must gain this many standard errors, on rows that it has not seen.
@@ -55,16 +55,16 @@ def search_epoch(
     if settings.search not in ("exact", "exact-shared", "ids"):
         return []
     model.eval()
-    inputs = {name: values[rows] for name, values in split.inputs.items()}
-    losses = [_row_loss(model, split, task, rows, index) for index, task in enumerate(tasks)]
-    weighted: list[RowLoss] = [
-        _weighted(loss, weight) for loss, weight in zip(losses, settings.task_weights, strict=True)
+    some = split.take(rows)
+    losses: list[RowLoss] = [
+        _row_loss(model, some, task, index, weight)
+        for index, (task, weight) in enumerate(zip(tasks, settings.task_weights, strict=True))
     ]
-    x_TD, router_input = model.bottom(inputs), model.router_input(inputs)
+    x_TD, router_input = model.bottom(some.inputs), model.router_input(some.inputs)
     if settings.search == "ids":
         assert router_input is not None
-        return _assign_ids(model, x_TD, router_input, weighted, tasks, epoch)
-    searched = SearchRows(x_TD, weighted, router_input)
+        return _assign_ids(model, x_TD, router_input, losses, tasks, epoch)
+    searched = SearchRows(x_TD, losses, router_input)
     per: Literal["mixture", "slot"] = "mixture" if settings.search == "exact-shared" else "slot"
     before = [router.get_buffer("permutation").clone() for router in model.mixture.routers]
     results = search_permutations(
@@ -72,19 +72,9 @@ def search_epoch(
     )
     steps = []
     for gate, result in results.items():
-        assert result.confirmation is not None
-        steps.append(
-            SearchStep(
-                epoch=epoch,
-                task=None if per == "mixture" else tasks[gate].name,
-                cost_before=float(result.cost_before),
-                cost_after=float(result.cost_after),
-                gain=float(result.confirmation.gain),
-                standard_error=float(result.confirmation.standard_error),
-                accepted=bool(result.confirmation.accepted),
-                num_moved=int((torch.from_numpy(result.permutation) != before[gate].cpu()).sum()),
-            )
-        )
+        num_moved = int((torch.from_numpy(result.permutation) != before[gate].cpu()).sum())
+        task = None if per == "mixture" else tasks[gate].name
+        steps.append(_step(epoch, task, result, num_moved))
     return steps[:1] if per == "mixture" else steps
 
 
@@ -125,33 +115,32 @@ def _assign_ids(
             num_standard_errors=CONFIRMED_FROM,
         )
         router.table.copy_(torch.from_numpy(found.table))
-        assert found.confirmation is not None
-        steps.append(
-            SearchStep(
-                epoch=epoch,
-                task=task.name,
-                cost_before=float(found.cost_before),
-                cost_after=float(found.cost_after),
-                gain=float(found.confirmation.gain),
-                standard_error=float(found.confirmation.standard_error),
-                accepted=bool(found.confirmation.accepted),
-                num_moved=int(found.num_moved),
-            )
-        )
+        steps.append(_step(epoch, task.name, found, int(found.num_moved)))
     return steps
 
 
-def _row_loss(model: MixtureModel, split: Split, task: Task, rows: Tensor, index: int) -> RowLoss:
-    targets_T = split.targets[index][rows]
-    present = split.present[index]
-    present_T = None if present is None else present[rows]
+def _step(
+    epoch: int, task: str | None, found: SearchResult | IdAssignment, num_moved: int
+) -> SearchStep:
+    assert found.confirmation is not None
+    return SearchStep(
+        epoch=epoch,
+        task=task,
+        cost_before=float(found.cost_before),
+        cost_after=float(found.cost_after),
+        gain=float(found.confirmation.gain),
+        standard_error=float(found.confirmation.standard_error),
+        accepted=bool(found.confirmation.accepted),
+        num_moved=num_moved,
+    )
+
+
+def _row_loss(model: MixtureModel, split: Split, task: Task, index: int, weight: float) -> RowLoss:
+    """Return a task's weighted loss of some rows of a split."""
+    targets_T, present_T = split.targets[index], split.present[index]
 
     def loss(output_RO: Tensor, some_R: Tensor) -> Tensor:
         here = None if present_T is None else present_T[some_R]
-        return row_losses(task, model.heads[index](output_RO), targets_T[some_R], here)
+        return weight * row_losses(task, model.heads[index](output_RO), targets_T[some_R], here)
 
     return loss
-
-
-def _weighted(loss: RowLoss, weight: float) -> RowLoss:
-    return lambda output, rows: weight * loss(output, rows)

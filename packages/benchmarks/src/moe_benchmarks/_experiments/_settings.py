@@ -3,10 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
+from moe_benchmarks._checks import LARGEST_SEED, check_integer, check_range, refuse
+from moe_benchmarks._experiments._catalog import Experiment
 from moe_benchmarks._experiments._gates import GATES
 from moe_benchmarks._experiments._search_names import SEARCHES
+
+INTEGERS = (
+    "epochs", "patience", "batch_size", "search_epochs", "seed", "search_rows", "num_experts", "k",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +38,66 @@ class TrialSettings:
         """Refuse settings that cannot work, by name."""
         for name, known in (("gate", GATES), ("search", SEARCHES)):
             if getattr(self, name) not in known:
-                _refuse(name, f"one of {list(known)}", getattr(self, name))
+                refuse(name, f"one of {list(known)}", getattr(self, name))
         if self.search == "ids" and self.gate != "hash":
             msg = f"`search` 'ids' is for the gate 'hash' only, got `gate` {self.gate!r}."
             raise ValueError(msg)
+        for name in INTEGERS:
+            check_integer(name, getattr(self, name))
         for name in ("epochs", "patience", "batch_size", "search_epochs"):
-            self._check_integer(name, 1)
-        self._check_integer("seed", 0, 2**31 - 1)
-        self._check_integer("search_rows", 4)
-        self._check_integer("num_experts", 2)
-        self._check_integer("k", 1, self.num_experts, "num_experts")
+            check_range(name, getattr(self, name), 1)
+        check_range("seed", self.seed, 0, LARGEST_SEED)
+        check_range("search_rows", self.search_rows, 4)
+        check_range("num_experts", self.num_experts, 2)
+        check_range("k", self.k, 1, self.num_experts, "num_experts")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in ("learning_rate", "gamma", "entropy_weight"):
+            if not _is_real(getattr(self, name)):
+                refuse(name, "a finite number", getattr(self, name))
         for name in ("learning_rate", "gamma"):
-            self._check_number(name, self._number(name) > 0, "> 0")
-        self._check_number("entropy_weight", self._number("entropy_weight") >= 0, ">= 0")
+            if getattr(self, name) <= 0:
+                refuse(name, "> 0", getattr(self, name))
+        if self.entropy_weight < 0:
+            refuse("entropy_weight", ">= 0", self.entropy_weight)
         weights = self.task_weights
         if not weights or not all(_is_real(each) and each >= 0 for each in weights):
-            _refuse("task_weights", "one number >= 0 a task", weights)
+            refuse("task_weights", "one number >= 0 a task", weights)
         if sum(weights) == 0:
-            _refuse("task_weights", "> 0 for some task", weights)
+            refuse("task_weights", "> 0 for some task", weights)
+
+    @classmethod
+    def for_experiment(
+        cls,
+        experiment: Experiment,
+        *,
+        gate: str,
+        search: str,
+        seed: int,
+        learning_rate: float,
+        gamma: float,
+        entropy_weight: float,
+        search_epochs: int,
+        epochs: int | None = None,
+        patience: int | None = None,
+    ) -> Self:
+        """Take the sizes of an experiment, and its epochs and patience where they are None."""
+        return cls(
+            gate=gate,
+            search=search,
+            seed=seed,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            entropy_weight=entropy_weight,
+            search_epochs=search_epochs,
+            epochs=experiment.epochs if epochs is None else epochs,
+            patience=experiment.patience if patience is None else patience,
+            batch_size=experiment.batch_size,
+            num_experts=experiment.num_experts,
+            k=experiment.k,
+            task_weights=experiment.task_weights,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON can hold them."""
@@ -64,31 +112,6 @@ class TrialSettings:
             raise ValueError(msg)
         return cls(**{**values, "task_weights": tuple(values["task_weights"])})
 
-    def _number(self, name: str) -> float:
-        value = getattr(self, name)
-        if not _is_real(value):
-            _refuse(name, "a finite number", value)
-        return float(value)
-
-    def _check_number(self, name: str, fine: bool, allowed: str) -> None:  # noqa: FBT001 - a verdict
-        if not fine:
-            _refuse(name, allowed, getattr(self, name))
-
-    def _check_integer(self, name: str, low: int, high: int | None = None, bound: str = "") -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            _refuse(name, "an integer", value)
-        if high is None:
-            if value < low:
-                _refuse(name, f">= {low}", value)
-        elif not low <= value <= high:
-            _refuse(name, f"in [{low}, {bound}{'=' if bound else ''}{high}]", value)
-
 
 def _is_real(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _refuse(name: str, allowed: str, value: object) -> NoReturn:
-    msg = f"`{name}` must be {allowed}, got {value!r}."
-    raise ValueError(msg)

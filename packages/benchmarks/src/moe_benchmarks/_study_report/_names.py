@@ -2,17 +2,8 @@
 
 from typing import NamedTuple
 
-GATES = {
-    "hash": "Hash",
-    "top-k": "Top-k",
-    "dselect-k": "DSelect-k",
-    "comet": "COMET",
-    "softmax": "Softmax",
-    "relu": "ReLU",
-    "exact-k": "Exact-k",
-    "tree-top-k": "Tree top-k",
-    "top-k-sparsemax": "Top-k sparsemax",
-}
+from moe_benchmarks._experiments._gates import GATES
+
 NO_SEARCH = "identity"
 SEARCHES = {
     NO_SEARCH: "no search",
@@ -42,7 +33,7 @@ SQUARED_ERROR = Metric("loss", "mean squared error", 1.0, None, "↓")
 
 def gate_name(gate: str) -> str:
     """Return the name of a gate."""
-    return GATES.get(gate, gate)
+    return GATES[gate].name if gate in GATES else gate
 
 
 def variant_name(gate: str, search: str) -> str:

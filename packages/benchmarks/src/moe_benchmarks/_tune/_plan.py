@@ -1,18 +1,19 @@
 """What a study tries: variants, and the settings of each of their trials."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import optuna
 
-from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
+from moe_benchmarks._checks import LARGEST_SEED, check_range, refuse
+from moe_benchmarks._data._share import check_share
+from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._experiments._gates import GATES
 from moe_benchmarks._experiments._search_names import SEARCHES
 from moe_benchmarks._experiments._settings import TrialSettings
 
 SAMPLERS = ("random", "tpe")
-TRIAL_SEEDS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +40,15 @@ class StudyPlan:
         ):
             unknown = [value for value in values if value not in known]
             if unknown or not values:
-                _refuse(name, f"among {list(known)}", unknown or "none")
+                refuse(name, f"among {list(known)}", unknown or "none")
         for name in ("trials", "epochs", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                _refuse(name, ">= 1", value)
-        if not 0 < self.share <= 1:
-            _refuse("share", "in (0, 1]", self.share)
-        if not 0 <= self.seed < TRIAL_SEEDS:
-            _refuse("seed", f"in [0, {TRIAL_SEEDS})", self.seed)
+                refuse(name, ">= 1", value)
+        check_share(self.share)
+        check_range("seed", self.seed, 0, LARGEST_SEED)
         if not self.variants:
-            _refuse("searches", "something that one of the gates can do", list(self.searches))
+            refuse("searches", "something that one of the gates can do", list(self.searches))
 
     @property
     def variants(self) -> tuple[tuple[str, str], ...]:
@@ -78,17 +77,19 @@ def sampled_settings(plan: StudyPlan, gate: str, search: str, trial: int) -> Tri
     experiment = EXPERIMENTS[plan.experiment]
     generator = np.random.default_rng((plan.seed, trial))
     low, high = experiment.search_epochs
-    return _settings(
-        plan,
-        gate,
-        search,
+    return TrialSettings.for_experiment(
+        experiment,
+        gate=gate,
+        search=search,
+        epochs=plan.epochs,
+        patience=plan.patience,
         learning_rate=float(np.exp(generator.uniform(*np.log(experiment.learning_rates)))),
         gamma=experiment.gammas[generator.integers(len(experiment.gammas))],
         entropy_weight=experiment.entropy_weights[
             generator.integers(len(experiment.entropy_weights))
         ],
         search_epochs=int(generator.integers(low, high + 1)),
-        seed=int(generator.integers(TRIAL_SEEDS)),
+        seed=int(generator.integers(LARGEST_SEED + 1)),
     )
 
 
@@ -96,62 +97,21 @@ def suggested_settings(
     plan: StudyPlan, gate: str, search: str, number: int, trial: optuna.Trial
 ) -> TrialSettings:
     """Let Optuna's sampler choose what matters to the variant; the seed is as in a random study."""
-    experiment: Experiment = EXPERIMENTS[plan.experiment]
+    experiment = EXPERIMENTS[plan.experiment]
     drawn = sampled_settings(plan, gate, search, number)
-    gamma, entropy_weight, search_epochs = drawn.gamma, drawn.entropy_weight, drawn.search_epochs
-    learning_rate = trial.suggest_float("learning_rate", *experiment.learning_rates, log=True)
+    rate = trial.suggest_float("learning_rate", *experiment.learning_rates, log=True)
+    settings = replace(drawn, learning_rate=rate)
     if GATES[gate].has_smooth_step:
         gamma = _suggest(trial, "gamma", experiment.gammas)
         entropy_weight = _suggest(trial, "entropy_weight", experiment.entropy_weights)
+        settings = replace(settings, gamma=gamma, entropy_weight=entropy_weight)
     if search not in ("identity", "random"):
         search_epochs = trial.suggest_int("search_epochs", *experiment.search_epochs)
-    return _settings(
-        plan,
-        gate,
-        search,
-        learning_rate=learning_rate,
-        gamma=gamma,
-        entropy_weight=entropy_weight,
-        search_epochs=search_epochs,
-        seed=drawn.seed,
-    )
+        settings = replace(settings, search_epochs=search_epochs)
+    return settings
 
 
 def _suggest(trial: optuna.Trial, name: str, values: tuple[float, ...]) -> float:
     chosen = trial.suggest_categorical(name, values)
     assert isinstance(chosen, float)
     return chosen
-
-
-def _settings(
-    plan: StudyPlan,
-    gate: str,
-    search: str,
-    *,
-    learning_rate: float,
-    gamma: float,
-    entropy_weight: float,
-    search_epochs: int,
-    seed: int,
-) -> TrialSettings:
-    experiment = EXPERIMENTS[plan.experiment]
-    return TrialSettings(
-        gate=gate,
-        search=search,
-        seed=seed,
-        learning_rate=learning_rate,
-        gamma=gamma,
-        entropy_weight=entropy_weight,
-        search_epochs=search_epochs,
-        epochs=experiment.epochs if plan.epochs is None else plan.epochs,
-        patience=experiment.patience if plan.patience is None else plan.patience,
-        batch_size=experiment.batch_size,
-        num_experts=experiment.num_experts,
-        k=experiment.k,
-        task_weights=experiment.task_weights,
-    )
-
-
-def _refuse(name: str, allowed: str, value: object) -> NoReturn:
-    msg = f"`{name}` must be {allowed}, got {value!r}."
-    raise ValueError(msg)

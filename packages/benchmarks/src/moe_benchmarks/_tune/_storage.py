@@ -25,7 +25,7 @@ except ImportError:  # Windows has another way, and a study there is one process
     fcntl = None  # type: ignore[assignment]
 
 JOURNAL, ROWS, PLAN, LOCK = "journal.log", "rows.jsonl", "plan.json", "lock"
-NUMBER, ROW, SURPLUS = "number", "row", "surplus"
+NUMBER, ROW = "number", "row"
 
 Row = dict[str, Any]
 

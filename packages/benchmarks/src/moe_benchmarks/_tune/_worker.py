@@ -21,7 +21,6 @@ from moe_benchmarks._tune._plan import StudyPlan, sampled_settings, suggested_se
 from moe_benchmarks._tune._storage import (
     NUMBER,
     ROW,
-    SURPLUS,
     open_storage,
     sampler,
     study_name,
@@ -133,7 +132,6 @@ def _run_one(
     trial = study.ask()
     if NUMBER not in trial.user_attrs:
         # Another process took the last waiting one meanwhile, and Optuna made a new trial.
-        trial.set_user_attr(SURPLUS, value=True)
         study.tell(trial, state=TrialState.FAIL)
         return
     number = int(trial.user_attrs[NUMBER])

@@ -1,0 +1,5 @@
+"""The promise of hard routing, which every evaluation checks."""
+
+
+class TooManyExpertsError(RuntimeError):
+    """Hard routing used more experts than it promises."""
