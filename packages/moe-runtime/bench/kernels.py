@@ -1,6 +1,6 @@
 """What each kernel takes, and how much slower than the best the chosen one is; writes JSON.
 
-The constants of the cost model (`moe_runtime._choice`) come from here.
+The constants of the cost model (`moe_runtime._costs`) come from here.
 
 Axes: T rows, D input features, H hidden units, E experts.
 """

@@ -4,64 +4,14 @@ Axes: T rows, E experts, P (row, expert) pairs.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
+from moe_runtime._costs import HERE
 from moe_runtime._expert_set import ExpertSet
 from moe_runtime._plan import Plan
 from moe_runtime._products import ONEDNN_MULTIPLICATIONS
 
-
-class _Products(NamedTuple):
-    """What the products of one kind take: microseconds on one core of a Zen 5, float32."""
-
-    call: float  # of each layer of each expert
-    thousand: float  # a thousand multiplications
-    rows_for_weights: float  # reading an expert's weights costs as much as so many rows
-
-    def time(self, num_rows: float, num_weights: int, layers: int, thousands: float) -> float:
-        """Time of so many rows through so many experts, which have so many layers."""
-        rows = num_rows + self.rows_for_weights * num_weights
-        return self.call * layers * num_weights + self.thousand * thousands * rows
-
-
-class _Costs(NamedTuple):
-    """The cost model, fitted to what bench/kernels.py measures; only its ratios decide."""
-
-    sorted_base: float
-    sorted_weight: float  # looking at a thousand gate weights
-    sorted_moved: float  # moving a thousand numbers to the experts' blocks, or back
-    small: _Products
-    large: _Products  # those that oneDNN takes
-    dense_base: float
-    dense_moved: float
-    dense: _Products
-
-
-INFERENCE = _Costs(
-    sorted_base=60,
-    sorted_weight=9.8,
-    sorted_moved=0.37,
-    small=_Products(8.2, 0.032, 4),
-    large=_Products(24, 0.0088, 27),
-    dense_base=41,
-    dense_moved=0.45,
-    dense=_Products(0, 0.019, 8.5),
-)
-# Forward and backward.
-TRAINING = _Costs(
-    sorted_base=390,
-    sorted_weight=38,
-    sorted_moved=1.7,
-    small=_Products(17, 0.038, 30),
-    large=_Products(71, 0.025, 31),
-    dense_base=140,
-    dense_moved=2.9,
-    dense=_Products(0, 0.058, 29),
-)
-# Going from pair to pair, in inference.
-GATHERED_BASE, GATHERED_ROW, GATHERED = 19.0, 0.6, _Products(7.4, 0.0144, 6.9)
 # Above this share of active pairs the dense form is faster on devices that were not measured.
 DENSE_SHARE = 0.7
 
@@ -135,7 +85,7 @@ def choose(experts: ExpertSet, plan: Plan, device: torch.device, *, training: bo
 
 def expected_microseconds(experts: ExpertSet, plan: Plan, *, training: bool) -> dict[str, float]:
     """Microseconds that each kernel should take on the CPU."""
-    costs = TRAINING if training else INFERENCE
+    costs = HERE.training if training else HERE.inference
     threads = torch.get_num_threads()
     layers = len(experts.layer_sizes)
     largest = max(inputs * outputs for inputs, outputs in experts.layer_sizes)
@@ -156,8 +106,8 @@ def expected_microseconds(experts: ExpertSet, plan: Plan, *, training: bool) -> 
     }
     if not training:
         times["gathered"] = (
-            GATHERED_BASE
-            + GATHERED_ROW * plan.num_rows
-            + GATHERED.time(plan.num_pairs, plan.num_pairs, *size)
+            HERE.gathered_base
+            + HERE.gathered_row * plan.num_rows
+            + HERE.gathered.time(plan.num_pairs, plan.num_pairs, *size)
         )
     return times

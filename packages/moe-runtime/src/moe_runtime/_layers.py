@@ -73,47 +73,56 @@ class _RunLayers(Function):
         steps: Sequence[Step],
         *stacks: Tensor | None,
     ) -> Tensor:
-        outputs, saved = [], []
-        for expert, (x_RD,) in _blocks(counts_E, x_PD):
-            y_RO, kept = _forward(x_RD, steps, _of_expert(stacks, expert))
-            outputs.append(y_RO)
-            saved += kept
-        ctx.save_for_backward(x_PD, *stacks, *saved)
+        weight_EOF = stacks[-2]
+        assert weight_EOF is not None
+        last_PO = new_empty(x_PD, x_PD.shape[0], weight_EOF.shape[1])
+        saved: list[Tensor | None] = []
+        for expert, (x_RD, last_RO) in _blocks(counts_E, x_PD, last_PO):
+            saved += _forward(x_RD, steps, _of_expert(stacks, expert), last_RO)
+        # The last step is one for the rows of all experts.
+        noise_PO = steps[-1].noise(last_PO)
+        is_kept = (
+            steps[-1].activation is not ACTIVATIONS["identity"]
+        )  # whose backward needs nothing
+        ctx.save_for_backward(x_PD, last_PO if is_kept else None, noise_PO, *stacks, *saved)
         ctx.counts_E, ctx.steps = counts_E, steps
-        return _joined(outputs) if outputs else _forward(x_PD, steps, _of_expert(stacks, 0))[0]
+        return steps[-1].forward(last_PO, noise_PO)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         steps = ctx.steps
-        x_PD, *rest = ctx.saved_tensors
+        x_PD, last_PO, noise_PO, *rest = ctx.saved_tensors
         stacks, saved = rest[: 2 * len(steps)], rest[2 * len(steps) :]
         need_x, _, _, *needed = ctx.needs_input_grad
         grad_stacks = _empty_gradients(stacks, needed, ctx.counts_E)
-        grads_x = []
-        for expert, (x_RD, grad_RO) in _blocks(ctx.counts_E, x_PD, grads[0]):
-            kept, saved = saved[: 2 * len(steps)], saved[2 * len(steps) :]
+        grad_x_PD = new_empty(x_PD, *x_PD.shape) if need_x else None
+        grad_PO = steps[-1].backward(grads[0], last_PO, noise_PO)
+        blocks = _blocks(ctx.counts_E, x_PD, grad_PO, x_PD if grad_x_PD is None else grad_x_PD)
+        num_kept = 2 * (len(steps) - 1)
+        for expert, (x_RD, grad_RO, grad_x_RD) in blocks:
+            kept, saved = saved[:num_kept], saved[num_kept:]
             of_expert = _of_expert(stacks, expert), _of_expert(grad_stacks, expert)
-            grads_x.append(_backward(x_RD, grad_RO, steps, kept, *of_expert, need_x=need_x))
-        if not need_x:
-            return None, None, None, *grad_stacks
-        grad_x_PD = _joined(grads_x) if grads_x else torch.empty_like(x_PD)
+            _backward(x_RD, grad_RO, steps, kept, *of_expert, grad_x_RD if need_x else None)
         return grad_x_PD, None, None, *grad_stacks
 
 
 def _forward(
-    x_RD: Tensor, steps: Sequence[Step], stacks: Sequence[Any]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Run one expert; also give, for each step, what went into it and the noise of dropout."""
-    y, kept = x_RD, []
-    for layer, step in enumerate(steps):
+    x_RD: Tensor, steps: Sequence[Step], stacks: Sequence[Any], last_RO: Tensor
+) -> list[Tensor | None]:
+    """Run one expert up to its last linear map, whose result is written to `last_RO`.
+
+    Returns, for each step but the last, what went into it and the noise of dropout.
+    """
+    y: Tensor = x_RD
+    kept: list[Tensor | None] = []
+    for layer, step in enumerate(steps[:-1]):
         before = linear(y, *stacks[2 * layer : 2 * layer + 2])
         noise = step.noise(before)
         kept += [before, noise]
         y = step.forward(before, noise)
-    if steps[-1].activation is ACTIVATIONS["identity"]:
-        kept[-2] = None  # its backward looks at nothing
-    return y, kept
+    linear(y, *stacks[-2:], out_TO=last_RO)
+    return kept
 
 
 def _backward(
@@ -123,36 +132,33 @@ def _backward(
     kept: Sequence[Any],
     stacks: Sequence[Any],
     grad_stacks: Sequence[Tensor | None],
-    *,
-    need_x: bool,
-) -> Tensor:
-    """Write the gradients of one expert's parameters; give that of its rows if it is needed."""
+    grad_x_RD: Tensor | None,
+) -> None:
+    """Write the gradients of one expert: of its parameters, and of its rows if they need one.
+
+    `grad` is that of what the last linear map gave.
+    """
     before, noise = kept[::2], kept[1::2]
     inputs = [x_RD]
     for layer, step in enumerate(steps[:-1]):
         inputs.append(step.forward(before[layer], noise[layer]))
     for layer in reversed(range(len(steps))):
-        grad = steps[layer].backward(grad, before[layer], noise[layer])
         grad_weight, grad_bias = grad_stacks[2 * layer : 2 * layer + 2]
         if grad_weight is not None:
             weight_gradient(grad, inputs[layer], grad_weight)
         if grad_bias is not None:
             torch.sum(grad, 0, out=grad_bias)
-        if layer or need_x:
+        if layer:
             grad = linear(grad, stacks[2 * layer].T)
-    return grad
+            grad = steps[layer - 1].backward(grad, before[layer - 1], noise[layer - 1])
+        elif grad_x_RD is not None:
+            linear(grad, stacks[0].T, out_TO=grad_x_RD)
 
 
 def _blocks(counts_E: list[int], *tensors: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
     """Go through the experts that have rows, with their blocks of each tensor."""
     blocks = zip(*(torch.split(tensor, counts_E) for tensor in tensors), strict=True)
     return ((expert, block) for expert, block in enumerate(blocks) if counts_E[expert])
-
-
-def _joined(blocks: list[Tensor]) -> Tensor:
-    num_rows = sum(block.shape[0] for block in blocks)
-    joined = new_empty(blocks[0], num_rows, blocks[0].shape[1])
-    return torch.cat(blocks, out=joined)
 
 
 def _of_expert(stacks: Sequence[Tensor | None], expert: int) -> list[Tensor | None]:

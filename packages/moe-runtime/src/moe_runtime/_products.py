@@ -3,11 +3,14 @@
 PyTorch (2.13) sends float32 products on x86 to MKL, which on AMD processors reaches less than
 half of the rate of oneDNN: 106 against 222 GFLOP/s for 256 rows through 768x384 on one core of
 a Zen 5. oneDNN is in the same wheel, but costs 12 us a call, so that small products stay with MKL.
+On Intel's own processors MKL is ahead for all sizes: 131 against 97 GFLOP/s for the gradient of a
+weight, of 512 rows and 256x256, and 129 against 118 forward, on one core of a Xeon.
 
 Axes: T rows, D input features, O output features.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,15 +32,33 @@ def _onednn_linear() -> Callable[..., Tensor] | None:
     return found
 
 
-_ONEDNN_LINEAR = _onednn_linear()
+@cache
+def prefers_mkl() -> bool:
+    """Whether this is a processor of Intel's, where MKL is not held back."""
+    capabilities = torch.cpu.get_capabilities()
+    return "Intel" in str(capabilities.get("cpu_name", ""))
 
 
-def linear(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """Map rows as `torch.nn.functional.linear` does."""
+_ONEDNN_LINEAR = None if prefers_mkl() else _onednn_linear()
+
+
+def linear(
+    x_TD: Tensor,
+    weight_OD: Tensor,
+    bias_O: Tensor | None = None,
+    *,
+    out_TO: Tensor | None = None,
+) -> Tensor:
+    """Map rows as `torch.nn.functional.linear` does; with `out_TO`, to there."""
     if _suits_onednn(x_TD, weight_OD.shape[0], ONEDNN_ROWS):
         assert _ONEDNN_LINEAR is not None
-        return _ONEDNN_LINEAR(x_TD, weight_OD, bias_O, "none", [], "")
-    return F.linear(x_TD, weight_OD, bias_O)
+        y_TO = _ONEDNN_LINEAR(x_TD, weight_OD, bias_O, "none", [], "")
+        return y_TO if out_TO is None else out_TO.copy_(y_TO)
+    if out_TO is None:
+        return F.linear(x_TD, weight_OD, bias_O)
+    if bias_O is None:
+        return torch.mm(x_TD, weight_OD.T, out=out_TO)
+    return torch.addmm(bias_O, x_TD, weight_OD.T, out=out_TO)
 
 
 def weight_gradient(grad_TO: Tensor, x_TD: Tensor, out_OD: Tensor) -> None:
