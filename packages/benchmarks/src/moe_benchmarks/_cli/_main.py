@@ -7,6 +7,7 @@ from moe_benchmarks._cli._data import data
 from moe_benchmarks._cli._list import list_experiments
 from moe_benchmarks._cli._quickstart import quickstart
 from moe_benchmarks._cli._report import report
+from moe_benchmarks._cli._speed import speed
 from moe_benchmarks._cli._train import train
 from moe_benchmarks._cli._tune import tune
 
@@ -30,3 +31,4 @@ app.command("list")(list_experiments)
 app.command()(train)
 app.command()(tune)
 app.command()(report)
+app.command()(speed)

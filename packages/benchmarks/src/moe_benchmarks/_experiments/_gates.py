@@ -63,7 +63,6 @@ def _comet(size: GateSize) -> Router:
         k=size.k,
         gamma=size.gamma,
         entropy_weight=size.entropy_weight,
-        kernel="dense",  # the same numbers whether or not numba is installed
     )
 
 

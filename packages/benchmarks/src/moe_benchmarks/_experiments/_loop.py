@@ -2,18 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from moe_benchmarks._data._dataset import Dataset
+from moe_benchmarks._data._dataset import Dataset, Split, Task
 from moe_benchmarks._experiments._catalog import Experiment
 from moe_benchmarks._experiments._losses import task_losses, total_loss
 from moe_benchmarks._experiments._metrics import loss_of
-from moe_benchmarks._experiments._model import MixtureModel, build_model
+from moe_benchmarks._experiments._model import MixtureModel, Prediction, build_model
 from moe_benchmarks._experiments._searches import SearchStep, finish_relaxation, search_epoch
 from moe_benchmarks._experiments._settings import TrialSettings
 from moe_benchmarks._resumable import copy_state, epoch_seed, load_run, row_order, save_run
@@ -84,8 +84,7 @@ def fit(
     num_batches = -(-num_rows // settings.batch_size)
     model = build_model(experiment, settings, dataset, steps_per_epoch=num_batches)
     model.to(dataset.train.targets[0].device)
-    # Fused: the embeddings' moments are most of a step's memory traffic.
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    optimizer = new_optimizer(model, settings.learning_rate)
     progress, best = Progress(), copy_state(model)
     if checkpoint is not None and checkpoint.exists():
         state, best = load_run(checkpoint, model, optimizer)
@@ -120,6 +119,27 @@ def fit(
     return Trained(model.eval(), progress.history, progress.searches, progress.best_epoch)
 
 
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tasks: Sequence[Task],
+    task_weights: Sequence[float],
+    batch: Split,
+) -> tuple[Tensor, Tensor, Prediction]:
+    """Take one step; returns the loss without the penalty, the penalty, and the prediction."""
+    prediction: Prediction = model(batch.inputs)
+    loss = total_loss(task_losses(tasks, prediction.outputs, batch), task_weights)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss + prediction.penalty)
+    optimizer.step()
+    return loss.detach(), prediction.penalty.detach(), prediction
+
+
+def new_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Return Adam, fused: the embeddings' moments are most of a step's memory traffic."""
+    return torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+
+
 def _train_epoch(
     model: MixtureModel,
     optimizer: torch.optim.Optimizer,
@@ -134,13 +154,8 @@ def _train_epoch(
     totals = order.new_zeros(2, dtype=torch.float64)
     for number, rows in enumerate(batches):
         batch = dataset.train.take(rows)
-        outputs, penalty, _ = model(batch.inputs)
-        losses = task_losses(dataset.tasks, outputs, batch)
-        loss = total_loss(losses, settings.task_weights)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss + penalty)
-        optimizer.step()
-        totals += torch.stack([loss.detach(), penalty.detach()]).double() * len(rows)
+        loss, penalty, _ = train_step(model, optimizer, dataset.tasks, settings.task_weights, batch)
+        totals += torch.stack([loss, penalty]).double() * len(rows)
         if model.soft is not None and not model.soft.frozen:
             model.soft.done_steps += 1
             if model.soft.done_steps >= model.soft.relaxation.num_steps:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moe_benchmarks._data._dataset import PIXELS, Dataset
 from moe_benchmarks._experiments._catalog import Experiment
+from moe_benchmarks._experiments._dropout import Dropout
 from moe_benchmarks._experiments._gates import GATES, GateSize
 from moe_benchmarks._experiments._mixing import MixedRouter, SoftPermutation
 from moe_benchmarks._experiments._settings import TrialSettings
@@ -85,7 +86,7 @@ class MixtureModel(nn.Module):
         self.bottom = bottom
         self.mixture = mixture
         self.heads = nn.ModuleList(heads)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.soft = soft
         self.hash_input = hash_input
 

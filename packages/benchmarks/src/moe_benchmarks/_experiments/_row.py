@@ -104,6 +104,13 @@ def row_head(
         "search": values.pop("search"),
         "trial": trial,
         "settings": values,
+        **made_with(),
+    }
+
+
+def made_with() -> dict[str, Any]:
+    """Return what numbers were made with: the commit, the versions and the device."""
+    return {
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},

@@ -1,0 +1,1 @@
+"""How fast training is, and how fast the same training is as published."""
