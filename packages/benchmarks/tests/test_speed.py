@@ -133,6 +133,21 @@ def test_forms_that_disagree_are_not_compared(monkeypatch: pytest.MonkeyPatch) -
         measure_speed(RATINGS, ratings(), "top-k", seconds=0)
 
 
+def test_the_readme_quotes_what_was_measured() -> None:
+    package = Path(__file__).parents[1]
+    path = package / "results" / "speed" / "movielens-1m-threads-2.json"
+    if not path.exists():
+        pytest.skip("needs the repository: results are in no package")
+    readme = (package / "README.md").read_text(encoding="utf-8")
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        name = GATES[row["gate"]].name + (", hardened" if row["hardened"] else "")
+        line = (
+            f"| {name} | {row['experts_per_row']:.2f} | {row['rows_per_second']:,.0f} "
+            f"| {row['published_rows_per_second']:,.0f} | {row['ratio']:.1f}x |"
+        )
+        assert line in readme
+
+
 def test_the_command_prints_a_table_and_writes_the_numbers(tmp_path: Path, moe_bench: Run) -> None:
     path = tmp_path / "speed.json"
     done = moe_bench("speed", "digits", "--share=0.02", "--gates=hash,dselect-k", "--seconds=0",

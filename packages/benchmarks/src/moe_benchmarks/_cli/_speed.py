@@ -66,7 +66,7 @@ def _table(found: list[Speed]) -> Table:
     """Lay out what a reader compares."""
     table = Table(title=f"Training, batches of {found[0].batch_size} rows")
     table.add_column("gate", no_wrap=True)
-    for name in ("experts a row", "rows/s", "as published", "faster", "share of floor", "epoch"):
+    for name in ("experts a row", "rows/s", "published", "faster", "of the floor", "epoch"):
         table.add_column(name, justify="right")
     for each in found:
         state = ", hardened" if each.hardened else ""
