@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import shlex
@@ -48,9 +49,17 @@ def test_a_table_of_one_s_own_is_trained_on_and_continued(tmp_path: Path, moe_be
     row = json.loads((tmp_path / "out" / "row.json").read_text())
     assert row["experiment"] == "films"
     assert set(row["metrics"]["test"]["hard"]["tasks"]) == {"liked", "stars"}
+    with (tmp_path / "out" / "epochs.csv").open() as file:
+        epochs = list(csv.DictReader(file))
+    assert [epoch["step"] for epoch in epochs] == ["1", "2"]
+    for written, kept in zip(epochs, row["history"], strict=True):
+        assert float(written["validation_loss"]) == kept["validation_loss"]
+        assert float(written["stars/largest_load"]) == kept["largest_load"][1]
     again = moe_bench(*options, "--epochs=2")
     assert json.loads((tmp_path / "out" / "row.json").read_text())["metrics"] == row["metrics"]
     assert "epoch 2" in again.stdout, "what the checkpoint holds is shown"
+    lines = (tmp_path / "out" / "epochs.csv").read_text().splitlines()
+    assert len(lines) == 3, "what is written again takes the place of what was there"
     other = moe_bench(*options, "--epochs=3")
     assert other.returncode == 2
     assert "other settings" in other.stderr

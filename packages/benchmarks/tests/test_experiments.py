@@ -10,7 +10,7 @@ from moe_benchmarks._data._dataset import Dataset
 from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
 from moe_benchmarks._experiments._gates import GATES, PAPER_GATES
 from moe_benchmarks._experiments._loop import DivergedError, Epoch, fit
-from moe_benchmarks._experiments._metrics import loss_of
+from moe_benchmarks._experiments._metrics import validate
 from moe_benchmarks._experiments._model import build_model
 from moe_benchmarks._experiments._row import run_trial, same_numbers
 from moe_benchmarks._experiments._search_names import SEARCHES
@@ -84,9 +84,24 @@ def test_training_stops_after_patience_and_returns_the_best_epoch() -> None:
     losses = [epoch.validation_loss for epoch in trained.history]
     assert len(losses) < 60
     assert len(losses) - 1 - trained.best_epoch == 2
-    best, _ = loss_of(trained.model, data.validation, data.tasks, settings.task_weights)
-    assert best == pytest.approx(min(losses), abs=1e-6)
+    found = validate(trained.model, data.validation, data.tasks, settings.task_weights)
+    assert found.loss == pytest.approx(min(losses), abs=1e-6)
     assert losses[0] > 1.2 * min(losses)
+
+
+def test_validation_counts_what_each_task_uses() -> None:
+    data, settings = ratings(), tiny("hash", num_experts=5)
+    model = build_model(RATINGS, settings, data, steps_per_epoch=1)
+    first, second = model.mixture.routers
+    assert isinstance(first, HashRouter)
+    assert isinstance(second, HashRouter)
+    first.table.fill_(3)
+    second.table.copy_(torch.arange(30) % 2)
+    found = validate(model, data.validation, data.tasks, settings.task_weights)
+    odd = (data.validation.inputs["item"] % 2).double().mean().item()
+    assert found.dead_experts == [4, 3]
+    assert found.largest_load == pytest.approx([1, max(odd, 1 - odd)])
+    assert (found.experts_per_row, found.union_per_row) == (1, 2)
 
 
 def test_a_loss_that_is_not_finite_is_said() -> None:

@@ -1,6 +1,7 @@
 """`moe-bench train`."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -24,13 +25,14 @@ from moe_benchmarks._cli._common import (
     fail,
     names,
 )
+from moe_benchmarks._cli._epoch_log import EpochLog
 from moe_benchmarks._data._catalog import load
 from moe_benchmarks._data._csv_table import read_table
 from moe_benchmarks._data._dataset import DataError, Dataset
 from moe_benchmarks._data._share import with_users
 from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
 from moe_benchmarks._experiments._loop import DivergedError, Epoch
-from moe_benchmarks._experiments._row import run_trial
+from moe_benchmarks._experiments._row import Row, run_trial
 from moe_benchmarks._experiments._settings import TrialSettings
 from moe_benchmarks._files import write_json
 from moe_runtime import CheckpointError
@@ -60,12 +62,16 @@ def train(
     targets: Annotated[
         str, typer.Option(help="With --csv: columns to predict, separated by commas.")
     ] = "rating",
+    tensorboard: Annotated[  # noqa: FBT002 - a flag of the command
+        bool, typer.Option("--tensorboard", help="Write epochs to OUT/tensorboard too.")
+    ] = False,
     share: Share = 1.0,
     data_dir: DataDir = None,
 ) -> None:
     """Train one model, and write its result row.
 
-    Every epoch is saved: the same command continues where it was stopped.
+    Every epoch is saved: the same command continues where it was stopped. OUT/epochs.csv has
+    the losses, the penalty, and the experts' load of each.
     """
     if experiment not in EXPERIMENTS:
         fail(f"the experiment must be one of {list(EXPERIMENTS)}, got {experiment!r}.")
@@ -90,11 +96,11 @@ def train(
         else:
             whole = read_table(csv, user=user, item=item, targets=names(targets), seed=seed)
             dataset = with_users(whole, share)
-        _train(chosen, settings, dataset, out, share)
+        _train(chosen, settings, dataset, out, share, tensorboard=tensorboard)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the last epoch is in {out}. The same command continues it.")
         raise typer.Exit(INTERRUPTED) from None
-    except (DataError, DivergedError, CheckpointError, ValueError, OSError) as error:
+    except (DataError, DivergedError, CheckpointError, ImportError, ValueError, OSError) as error:
         fail(str(error))
 
 
@@ -112,17 +118,18 @@ def _own(sizes: Experiment, table: Path, num_tasks: int) -> Experiment:
 
 
 def _train(
-    experiment: Experiment, settings: TrialSettings, dataset: Dataset, out: Path, share: float
+    experiment: Experiment,
+    settings: TrialSettings,
+    dataset: Dataset,
+    out: Path,
+    share: float,
+    *,
+    tensorboard: bool,
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    wanted = {"experiment": experiment.name, "share": share, **settings.to_dict()}
-    path = out / "settings.json"
-    if not path.exists():
-        write_json(path, wanted)
-    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
-        msg = f"{out} holds a run with other settings; choose another folder with --out."
-        raise ValueError(msg)
+    _claim(out, {"experiment": experiment.name, "share": share, **settings.to_dict()})
     console = Console(markup=False, highlight=False)
+    tasks = [task.name for task in dataset.tasks]
+    log = EpochLog(out, tasks, len(dataset.train), tensorboard=tensorboard)
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -130,20 +137,15 @@ def _train(
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with closing(log), Progress(*columns, console=console) as progress:
         bar = progress.add_task("", epoch=1, speed="", total=None)
 
         def on_batch(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
 
         def on_epoch(number: int, epoch: Epoch) -> None:
-            speed = f"{len(dataset.train) / epoch.seconds:,.0f} rows/s"
-            progress.update(bar, completed=0, epoch=number + 2, speed=speed)
-            console.print(
-                f"epoch {number + 1}: training {epoch.train_loss:.4f}, penalty "
-                f"{epoch.penalty:.4f}, validation {epoch.validation_loss:.4f}, "
-                f"{epoch.experts_per_row:.2f} experts a row, {speed}"
-            )
+            progress.update(bar, completed=0, epoch=number + 2, speed=log.speed(epoch))
+            console.print(log.write(number + 1, epoch))
 
         row, _ = run_trial(
             experiment,
@@ -155,6 +157,22 @@ def _train(
             on_epoch=on_epoch,
         )
     write_json(out / ROW, row)
+    _print_row(console, row)
+    console.print(f"row: {out / ROW}", soft_wrap=True)
+
+
+def _claim(out: Path, wanted: dict[str, object]) -> None:
+    """Make a folder this run's, or refuse another one's."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "settings.json"
+    if not path.exists():
+        write_json(path, wanted)
+    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
+        msg = f"{out} holds a run with other settings; choose another folder with --out."
+        raise ValueError(msg)
+
+
+def _print_row(console: Console, row: Row) -> None:
     for routing in ("trained", "hard"):
         metrics = row["metrics"]["test"][routing]
         tasks = ", ".join(
@@ -164,4 +182,3 @@ def _train(
         used = f"{metrics['experts_per_row']:.2f} experts a row"
         how = "as trained" if routing == "trained" else "hard"
         console.print(f"test, {how}: loss {metrics['loss']:.4f} ({tasks}); {used}")
-    console.print(f"row: {out / ROW}", soft_wrap=True)

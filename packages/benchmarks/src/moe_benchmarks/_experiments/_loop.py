@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moe_benchmarks._data._dataset import Dataset, Split, Task
 from moe_benchmarks._experiments._catalog import Experiment
 from moe_benchmarks._experiments._losses import task_losses, total_loss
-from moe_benchmarks._experiments._metrics import loss_of
+from moe_benchmarks._experiments._metrics import validate
 from moe_benchmarks._experiments._model import MixtureModel, Prediction, build_model
 from moe_benchmarks._experiments._searches import SearchStep, finish_relaxation, search_epoch
 from moe_benchmarks._experiments._settings import TrialSettings
@@ -30,8 +30,12 @@ class Epoch:
 
     train_loss: float  # mean over its batches
     penalty: float  # mean over its batches
-    validation_loss: float  # after it, as trained
-    experts_per_row: float  # after it, on the validation rows, mean over rows and tasks
+    # After it, as trained, on the validation rows; see `Validation`.
+    validation_loss: float
+    experts_per_row: float
+    union_per_row: float
+    dead_experts: list[int]
+    largest_load: list[float]
     seconds: float  # wall time of training, without validation and search
 
 
@@ -104,8 +108,8 @@ def fit(
         begin = time.perf_counter()
         train_loss, penalty = _train_epoch(model, optimizer, settings, dataset, order, on_batch)
         seconds = time.perf_counter() - begin
-        loss = loss_of(model, dataset.validation, dataset.tasks, settings.task_weights)
-        epoch = Epoch(train_loss, penalty, *loss, seconds)
+        found = validate(model, dataset.validation, dataset.tasks, settings.task_weights)
+        epoch = Epoch(train_loss, penalty, *found, seconds)
         if not (math.isfinite(train_loss) and math.isfinite(epoch.validation_loss)):
             msg = f"the loss of epoch {number + 1} is not finite: {epoch}."
             raise DivergedError(msg)

@@ -4,7 +4,7 @@ Axes: T rows, G gates (one a task), E experts.
 """
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -68,17 +68,34 @@ def measure(
     return numbers, weights_GTE
 
 
-def loss_of(
+class Validation(NamedTuple):
+    """What training is watched by, as trained, penalties left out."""
+
+    loss: float  # weighted sum over the tasks
+    experts_per_row: float  # mean over rows and tasks
+    union_per_row: float  # mean over rows: experts of any task
+    dead_experts: list[int]  # of each task: experts that no row uses
+    largest_load: list[float]  # of each task: share of the rows that the busiest expert has
+
+
+def validate(
     model: MixtureModel,
     split: Split,
     tasks: tuple[Task, ...],
     task_weights: tuple[float, ...],
-) -> tuple[float, float]:
-    """Return the loss as trained, penalties left out, and the experts a row."""
+) -> Validation:
+    """Measure what each epoch is followed by."""
     outputs, weights_GTE = predict(model, split, hard=False)
     losses = zip(task_losses(tasks, outputs, split), task_weights, strict=True)
-    total = sum(weight * loss.item() for loss, weight in losses)
-    return total, (weights_GTE != 0).sum(-1).double().mean().item()
+    used_GTE = (weights_GTE != 0).double()
+    load_GE = used_GTE.mean(1)
+    return Validation(
+        loss=sum(weight * loss.item() for loss, weight in losses),
+        experts_per_row=used_GTE.sum(-1).mean().item(),
+        union_per_row=used_GTE.amax(0).sum(-1).mean().item(),
+        dead_experts=(load_GE == 0).sum(-1).tolist(),
+        largest_load=load_GE.amax(-1).tolist(),
+    )
 
 
 def _task_metrics(
