@@ -2,12 +2,9 @@
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from moe_benchmarks import QuickstartSettings
-
-if TYPE_CHECKING:
-    import subprocess
 
 TINY = QuickstartSettings(
     num_seeds=1,
@@ -24,7 +21,16 @@ TINY_OPTIONS = [
     for name in ("num_seeds", "epochs", "num_experts", "num_train", "num_validation", "num_test")
 ] + ["--search-rows=300"]
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
 
 
 def command(*arguments: str) -> list[str]:

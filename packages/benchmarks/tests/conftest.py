@@ -1,11 +1,14 @@
 """The tests' own folder on the path, and one finished quickstart for all of them."""
 
-import subprocess
+import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 # Models of the tests are too small to share among threads.
 torch.set_num_threads(1)
@@ -13,15 +16,27 @@ torch.set_num_threads(1)
 # pytest's importlib mode leaves the tests' own folder off the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _tiny import TINY_OPTIONS, Run, command
+from _tiny import TINY_OPTIONS, Done, Run
+
+from moe_benchmarks._cli import app
 
 
 @pytest.fixture(scope="session")
 def moe_bench() -> Run:
-    """Run `moe-bench` to its end."""
+    """Run `moe-bench` in this process: to start another takes longer than most of them."""
 
-    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    def run(*arguments: str) -> Done:
+        stdout, stderr = StringIO(), StringIO()
+        handler = signal.getsignal(signal.SIGTERM)
+        with (
+            redirect_stdout(stdout),
+            redirect_stderr(stderr),
+            pytest.raises(SystemExit) as ended,
+        ):
+            typer.main.get_command(app)(list(arguments))
+        signal.signal(signal.SIGTERM, handler)
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, stdout.getvalue(), stderr.getvalue())
 
     return run
 

@@ -13,13 +13,6 @@ from moe_benchmarks._cli import app
 README = Path(__file__).parents[1] / "README.md"
 
 
-def run(*arguments: str) -> object:
-    """Run `moe-bench` in this process, and return its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        typer.main.get_command(app)(list(arguments))
-    return ended.value.code
-
-
 def test_the_readme_names_commands_and_options_that_exist() -> None:
     lines = re.findall(r"^moe-bench ([^#\n]+)", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) >= 7
@@ -31,9 +24,8 @@ def test_the_readme_names_commands_and_options_that_exist() -> None:
         assert {word for word in words if word.startswith("--")} <= options, line
 
 
-def test_list_names_what_the_others_take(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("list") == 0
-    output = capsys.readouterr().out
+def test_list_names_what_the_others_take(moe_bench: Run) -> None:
+    output = moe_bench("list").stdout
     for name in ("movielens-1m", "digits", "comet", "dselect-k", "exact-shared", "ids"):
         assert name in output
 
@@ -74,11 +66,13 @@ def test_a_table_of_one_s_own_is_trained_on_and_continued(tmp_path: Path, moe_be
         (("train", "movielens-1m", "--out=x", "--data-dir=nowhere"), "moe-bench data movielens-1m"),
         (("tune", "digits", "--out=x", "--gates=comet", "--searches=ids"), "`searches` must be"),
         (("tune", "digits", "--out=x", "--share=2"), "`share` must be in (0, 1], got 2.0"),
+        (("speed", "imagenet"), "the experiment must be one of"),
+        (("speed", "digits", "--gates=best"), "`--gates` must be among"),
+        (("speed", "digits", "--gates=,"), "got none"),
     ],
 )
-def test_wrong_input_is_named(
-    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(*arguments) == 2
-    assert message in capsys.readouterr().err
+def test_wrong_input_is_named(arguments: tuple[str, ...], message: str, moe_bench: Run) -> None:
+    done = moe_bench(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
     assert not Path("x").exists()
