@@ -1,9 +1,12 @@
 """What the commands share: options, and how they end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+
+from moe_benchmarks._tune._storage import ROWS, Row, read_rows
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -35,3 +38,20 @@ def fail(message: str) -> NoReturn:
 def names(text: str) -> tuple[str, ...]:
     """Split a list with commas, each name once."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def read_studies(places: Sequence[Path]) -> list[Row]:
+    """Read the rows of folders of studies, and of files.
+
+    Raises
+    ------
+    DamagedFileError
+        If a file cannot be read.
+    ValueError
+        If there is no row yet.
+    """
+    rows = [row for place in places for row in read_rows(place / ROWS if place.is_dir() else place)]
+    if not rows:
+        msg = f"there is no result row in {', '.join(map(str, places))} yet."
+        raise ValueError(msg)
+    return rows

@@ -3,6 +3,7 @@
 import typer
 
 import moe_benchmarks
+from moe_benchmarks._cli._compare import compare
 from moe_benchmarks._cli._data import data
 from moe_benchmarks._cli._list import list_experiments
 from moe_benchmarks._cli._quickstart import quickstart
@@ -31,4 +32,5 @@ app.command("list")(list_experiments)
 app.command()(train)
 app.command()(tune)
 app.command()(report)
+app.command()(compare)
 app.command()(speed)

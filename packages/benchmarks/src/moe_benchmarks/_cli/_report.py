@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from moe_benchmarks._cli._common import fail
+from moe_benchmarks._cli._common import fail, read_studies
 from moe_benchmarks._files import DamagedFileError, write_text
 from moe_benchmarks._study_report import render_study
-from moe_benchmarks._tune._storage import ROWS, read_rows
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -22,11 +21,7 @@ def report(
 ) -> None:
     """Make one page of result rows, as HTML and as Markdown."""
     try:
-        rows = [
-            row for study in studies for row in read_rows(study / ROWS if study.is_dir() else study)
-        ]
-        if not rows:
-            fail(f"there is no result row in {', '.join(map(str, studies))} yet.")
+        rows = read_studies(studies)
         html, markdown = render_study(rows, title=title)
         write_text(out / HTML, html)
         write_text(out / MARKDOWN, markdown)

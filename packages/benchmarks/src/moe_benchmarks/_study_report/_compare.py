@@ -45,10 +45,18 @@ def lead(study: Study, routing: Routing) -> Lead | None:
     ]
     if not tops:
         return None
-    ordered = [variant for _, variant in sorted(tops, key=lambda pair: pair[0])]
-    best = ordered[0]
-    behind = [(each, difference(each.rows, best.rows, routing=routing)) for each in ordered[1:]]
-    return Lead(best, behind)
+    best = min(tops, key=lambda pair: pair[0])[1]
+    return Lead(best, behind(study, best, routing))
+
+
+def behind(study: Study, baseline: Variant, routing: Routing) -> list[tuple[Variant, Difference]]:
+    """Compare every other variant that has a complete trial with one, best first."""
+    others = [
+        (each, difference(each.rows, baseline.rows, routing=routing))
+        for each in study.variants
+        if each is not baseline and each.complete
+    ]
+    return sorted(others, key=lambda pair: pair[1].value)
 
 
 def ablations(study: Study) -> list[Ablation]:
