@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from _rows import failed, study, trial
 
+from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._study_report import render_study
 from moe_benchmarks._study_report._names import variant_name
 from moe_benchmarks._study_report._study import studies
@@ -219,3 +220,64 @@ def test_an_infinite_loss_counts_as_failed() -> None:
     broken["metrics"]["validation"]["trained"]["loss"] = math.inf
     html, _ = render_study([trial(0, 0.6), broken], title="infinite")
     assert html.count("<td>failed</td>") == 1
+
+
+def step(gain: float, *, accepted: bool) -> dict[str, Any]:
+    return {
+        "epoch": 1,
+        "task": "watched",
+        "cost_before": 0.5,
+        "cost_after": 0.5 - 2 * gain,
+        "gain": gain,
+        "standard_error": 0.001,
+        "accepted": accepted,
+        "num_moved": 4 if accepted else 0,
+    }
+
+
+def test_what_searches_found_is_counted_and_averaged() -> None:
+    steps = [step(0.01, accepted=True), step(0.03, accepted=True), step(-0.2, accepted=False)]
+    searched = [trial(0, 0.6, search="exact", searches=steps), trial(1, 0.7, search="exact")]
+    _, markdown = render_study([*searched, *study(2)], title="Searches")
+    assert "Of 3 searches during training, 2 found what rows that were not searched" in markdown
+    (line,) = [each for each in markdown.splitlines() if "| 3 | 2 (66.7 %)" in each]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    # Means over the accepted ones; 0.01 and 0.03 differ by one standard error of 0.01 each way.
+    assert cells[-4:] == ["0.0400 ± 0.0200", "0.0200 ± 0.0100", "4 %", "4.0"]
+
+
+def test_without_searches_there_is_no_section_on_them() -> None:
+    assert "What each search found" not in render_study(study(3), title="None")[1]
+
+
+def test_settings_at_an_end_of_what_was_searched_are_marked() -> None:
+    low, high = EXPERIMENTS["movielens-1m"].learning_rates
+    settings = trial(0, 0.6)["settings"]
+    cases = {
+        ("comet", 1.05 * low, 10.0): ("5.25e-05 (edge)", "10 (edge)"),
+        ("comet", (low * high) ** 0.5, 1.0): ("0.000158", "1"),
+        ("hash", 0.99 * high, 10.0): ("0.000495 (edge)", "n/a"),
+    }
+    for (gate, rate, gamma), texts in cases.items():
+        varied = [
+            trial(0, 0.6, gate=gate, settings={**settings, "learning_rate": rate, "gamma": gamma}),
+            trial(1, 0.7, gate=gate, settings={**settings, "learning_rate": high, "gamma": 0.1}),
+        ]
+        markdown = render_study(varied, title="Edges")[1]
+        best = markdown.split("### Settings of the best trials")[1].splitlines()
+        (line,) = [each for each in best if each.startswith("| [") and "| 0 | 4 of 4 |" in each]
+        for text in texts:
+            assert f"| {text} |" in line
+
+
+def test_training_that_was_cut_short_is_said() -> None:
+    rows = study(3) + study(3, gate="hash")
+    for row in rows[:3]:
+        row["best_epoch"] = 1
+    assert (
+        "The best trials of 1 of 2 variants were at their best in the last epoch"
+        in (render_study(rows, title="Short")[1])
+    )
+    for row in rows:
+        row["best_epoch"] = 1
+    assert "in the last epoch" not in render_study(rows, title="Long")[1]

@@ -7,7 +7,7 @@ from moe_benchmarks._report._template import environment as templates
 from moe_benchmarks._study_report._markdown import to_markdown
 from moe_benchmarks._study_report._sections import study_sections
 from moe_benchmarks._study_report._study import studies
-from moe_benchmarks._study_report._tables import environment, environment_anchor, letter
+from moe_benchmarks._study_report._trials import environment, environment_anchor, letter
 
 
 def render_study(rows: Sequence[dict[str, Any]], *, title: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_benchmarks._statistics import SHARE, share_size
-from moe_benchmarks._study_report import _figures, _tables
+from moe_benchmarks._study_report import _figures, _tables, _trials
 from moe_benchmarks._study_report._compare import Ablation, Lead, ablations, lead
 from moe_benchmarks._study_report._document import Figure, Section
 from moe_benchmarks._study_report._findings import (
@@ -14,6 +14,7 @@ from moe_benchmarks._study_report._findings import (
     speedup_findings,
 )
 from moe_benchmarks._study_report._names import gate_name
+from moe_benchmarks._study_report._search_steps import search_steps_finding, search_steps_table
 from moe_benchmarks._study_report._study import Study, percent
 
 PAPER_TRIALS = 500  # a gate and data set, Ibrahim et al., KDD 2023
@@ -41,6 +42,18 @@ SPEEDUP_NOTE = (
     "is) counts. Trials without search bound the ratio: n of them cannot show more than 0.7 n."
 )
 
+STEPS_NOTE = (
+    "Searches of all complete trials. One is accepted if its gain on training rows that it has "
+    "not searched is at least two standard errors; what it found for the searched rows is "
+    "larger because it was chosen there. Gains are in the loss of the task, times its weight; ± "
+    "is the standard error of the mean over searches. The paper's search is learned with the "
+    "weights, and has no such steps."
+)
+EDGE_NOTE = (
+    "Edge: at an end of the range that was searched (of a learning rate, within 5 % of its "
+    "logarithm), so better settings may lie beyond."
+)
+
 
 def study_sections(study: Study, environments: Sequence[tuple[Any, ...]]) -> list[Section]:
     """Return the sections of a study, the first with what was found."""
@@ -51,9 +64,9 @@ def study_sections(study: Study, environments: Sequence[tuple[Any, ...]]) -> lis
         _variants(study, trained, hard),
     ]
     if trained is not None:
-        sections += [_curves(study), *_searches(study, compared), _inside(study)]
-        sections.append(Section("Settings of the best trials", table=_tables.settings_table(study)))
-    return [*sections, _made(study), _trials(study, environments)]
+        sections += [_curves(study), *_searches(study, compared), *_steps(study), _inside(study)]
+        sections.append(_settings(study))
+    return [*sections, _made(study), _list(study, environments)]
 
 
 def _variants(study: Study, trained: Lead | None, hard: Lead | None) -> Section:
@@ -102,6 +115,14 @@ def _searches(study: Study, compared: Sequence[Ablation]) -> list[Section]:
     ]
 
 
+def _steps(study: Study) -> list[Section]:
+    table = search_steps_table(study)
+    if table is None:
+        return []
+    text = search_steps_finding(study)
+    return [Section("What each search found", paragraphs=[text], table=table, note=STEPS_NOTE)]
+
+
 def _inside(study: Study) -> Section:
     tasks = [task for task, _ in study.metrics]
     experts = Figure(
@@ -121,6 +142,16 @@ def _inside(study: Study) -> Section:
     return Section("Experts in use", paragraphs=[text], figures=[experts, *loads])
 
 
+def _settings(study: Study) -> Section:
+    ended = _trials.epochs_finding(study)
+    return Section(
+        "Settings of the best trials",
+        paragraphs=[ended] if ended else [],
+        table=_trials.settings_table(study),
+        note=EDGE_NOTE,
+    )
+
+
 def _has_panels(study: Study) -> bool:
     """Whether a figure of a panel for each gate fills the page."""
     return len({each.gate for each in study.variants if each.complete}) > 2
@@ -138,7 +169,7 @@ def _made(study: Study) -> Section:
         f"Data: {percent(study.fraction)} of {study.experiment}.",
         f"Trials: {trials} a variant (the paper: {PAPER_TRIALS}), of at most {most} epochs.",
         "Tested: each trial with the weights of its epoch with the lowest validation loss.",
-        f"Settings of all trials: {'; '.join(_tables.common_settings(study)) or 'none'}.",
+        f"Settings of all trials: {'; '.join(_trials.common_settings(study)) or 'none'}.",
         f"Device: {'; '.join(devices)}.",
         f"Commit: {', '.join(commits)}.",
     ]
@@ -162,6 +193,6 @@ def _has_baseline(study: Study, gate: str) -> bool:
     return is_alone or (without is not None and bool(without.complete))
 
 
-def _trials(study: Study, environments: Sequence[tuple[Any, ...]]) -> Section:
+def _list(study: Study, environments: Sequence[tuple[Any, ...]]) -> Section:
     note = "Best first within a variant. Shaded: the trials whose means stand in the tables."
-    return Section("Trials", note=note, table=_tables.trials_table(study, environments))
+    return Section("Trials", note=note, table=_trials.trials_table(study, environments))
