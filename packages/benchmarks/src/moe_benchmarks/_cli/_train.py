@@ -1,7 +1,7 @@
 """`moe-bench train`."""
 
 import json
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +32,7 @@ from moe_benchmarks._data._dataset import DataError, Dataset
 from moe_benchmarks._data._share import with_users
 from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
 from moe_benchmarks._experiments._loop import DivergedError, Epoch
+from moe_benchmarks._experiments._processes import joined, rank
 from moe_benchmarks._experiments._row import Row, run_trial
 from moe_benchmarks._experiments._settings import TrialSettings
 from moe_benchmarks._files import write_json
@@ -71,7 +72,8 @@ def train(
     """Train one model, and write its result row.
 
     Every epoch is saved: the same command continues where it was stopped. OUT/epochs.csv has
-    the losses, the penalty, and the experts' load of each.
+    the losses, the penalty, and the experts' load of each. Several processes share each batch
+    with `torchrun --nproc-per-node 2 -m moe_benchmarks train ...`.
     """
     if experiment not in EXPERIMENTS:
         fail(f"the experiment must be one of {list(EXPERIMENTS)}, got {experiment!r}.")
@@ -96,7 +98,8 @@ def train(
         else:
             whole = read_table(csv, user=user, item=item, targets=names(targets), seed=seed)
             dataset = with_users(whole, share)
-        _train(chosen, settings, dataset, out, share, tensorboard=tensorboard)
+        with joined():
+            _train(chosen, settings, dataset, out, share, tensorboard=tensorboard)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the last epoch is in {out}. The same command continues it.")
         raise typer.Exit(INTERRUPTED) from None
@@ -126,10 +129,12 @@ def _train(
     *,
     tensorboard: bool,
 ) -> None:
-    _claim(out, {"experiment": experiment.name, "share": share, **settings.to_dict()})
-    console = Console(markup=False, highlight=False)
+    is_first = rank() == 0
+    if is_first:
+        _claim(out, {"experiment": experiment.name, "share": share, **settings.to_dict()})
+    console = Console(markup=False, highlight=False, quiet=not is_first)
     tasks = [task.name for task in dataset.tasks]
-    log = EpochLog(out, tasks, len(dataset.train), tensorboard=tensorboard)
+    log = EpochLog(out, tasks, len(dataset.train), tensorboard=tensorboard) if is_first else None
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -137,15 +142,16 @@ def _train(
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with closing(log), Progress(*columns, console=console) as progress:
+    with closing(log) if log else nullcontext(), Progress(*columns, console=console) as progress:
         bar = progress.add_task("", epoch=1, speed="", total=None)
 
         def on_batch(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
 
         def on_epoch(number: int, epoch: Epoch) -> None:
-            progress.update(bar, completed=0, epoch=number + 2, speed=log.speed(epoch))
-            console.print(log.write(number + 1, epoch))
+            if log is not None:
+                progress.update(bar, completed=0, epoch=number + 2, speed=log.speed(epoch))
+                console.print(log.write(number + 1, epoch))
 
         row, _ = run_trial(
             experiment,
@@ -156,7 +162,8 @@ def _train(
             on_batch=on_batch,
             on_epoch=on_epoch,
         )
-    write_json(out / ROW, row)
+    if is_first:
+        write_json(out / ROW, row)
     _print_row(console, row)
     console.print(f"row: {out / ROW}", soft_wrap=True)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_benchmarks._data._dataset import Dataset, Split, Task
+from moe_benchmarks._experiments import _processes
 from moe_benchmarks._experiments._catalog import Experiment
 from moe_benchmarks._experiments._losses import task_losses, total_loss
 from moe_benchmarks._experiments._metrics import validate
@@ -18,6 +19,9 @@ from moe_benchmarks._experiments._searches import SearchStep, finish_relaxation,
 from moe_benchmarks._experiments._settings import TrialSettings
 from moe_benchmarks._resumable import copy_state, epoch_seed, load_run, row_order, save_run
 from moe_runtime import load_tensors
+
+# Between the seeds of two processes, beyond those of all epochs of all runs.
+PROCESS_STRIDE = 2**48
 
 
 class DivergedError(RuntimeError):
@@ -82,13 +86,15 @@ def fit(
 
     With `checkpoint`, every epoch is saved there, and a run that finds it continues from it,
     with the same numbers. `on_batch` is told of batches done and in the epoch, `on_epoch` of
-    each epoch.
+    each epoch. Under `torchrun` each process takes its part of every batch; the numbers are
+    those of one process up to rounding, where nothing is drawn in training.
     """
     num_rows = len(dataset.train)
     num_batches = -(-num_rows // settings.batch_size)
     model = build_model(experiment, settings, dataset, steps_per_epoch=num_batches)
     model.to(dataset.train.targets[0].device)
     optimizer = new_optimizer(model, settings.learning_rate)
+    parallel = _processes.wrapped(model)
     progress, best = Progress(), copy_state(model)
     if checkpoint is not None and checkpoint.exists():
         state, best = load_run(checkpoint, model, optimizer)
@@ -101,14 +107,19 @@ def fit(
         order = row_order(settings.seed, number, num_rows).to(dataset.train.targets[0].device)
         if 0 < number <= settings.search_epochs:
             some = order[: settings.search_rows]
-            progress.searches += search_epoch(
-                model, settings, dataset.train, dataset.tasks, some, epoch=number
-            )
-        torch.manual_seed(epoch_seed(settings.seed, number))  # dropout, and gates that draw
+            steps = search_epoch(model, settings, dataset.train, dataset.tasks, some, epoch=number)
+            progress.searches += _processes.from_first(steps)
+        _processes.share_buffers(model)
+        # Dropout, and gates that draw: in each process something else.
+        torch.manual_seed(epoch_seed(settings.seed, number) + _processes.rank() * PROCESS_STRIDE)
         begin = time.perf_counter()
-        train_loss, penalty = _train_epoch(model, optimizer, settings, dataset, order, on_batch)
+        train_loss, penalty = _train_epoch(
+            model, parallel, optimizer, settings, dataset, order, on_batch
+        )
         seconds = time.perf_counter() - begin
-        found = validate(model, dataset.validation, dataset.tasks, settings.task_weights)
+        found = _processes.from_first(
+            validate(model, dataset.validation, dataset.tasks, settings.task_weights)
+        )
         epoch = Epoch(train_loss, penalty, *found, seconds)
         if not (math.isfinite(train_loss) and math.isfinite(epoch.validation_loss)):
             msg = f"the loss of epoch {number + 1} is not finite: {epoch}."
@@ -117,7 +128,9 @@ def fit(
         if progress.best_epoch == number:
             best = copy_state(model)
         if checkpoint is not None:
-            save_run(checkpoint, model, optimizer, best, progress.history, progress.searches)
+            if _processes.rank() == 0:
+                save_run(checkpoint, model, optimizer, best, progress.history, progress.searches)
+            _processes.wait()
         on_epoch(number, epoch)
     load_tensors(model, best)
     return Trained(model.eval(), progress.history, progress.searches, progress.best_epoch)
@@ -129,14 +142,17 @@ def train_step(
     tasks: Sequence[Task],
     task_weights: Sequence[float],
     batch: Split,
+    *,
+    penalty_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Prediction]:
     """Take one step; returns the loss without the penalty, the penalty, and the prediction."""
     prediction: Prediction = model(batch.inputs)
     loss = total_loss(task_losses(tasks, prediction.outputs, batch), task_weights)
+    penalty = penalty_weight * prediction.penalty
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss + prediction.penalty)
+    torch.autograd.backward(loss + penalty)
     optimizer.step()
-    return loss.detach(), prediction.penalty.detach(), prediction
+    return loss.detach(), penalty.detach(), prediction
 
 
 def new_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
@@ -146,24 +162,32 @@ def new_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimiz
 
 def _train_epoch(
     model: MixtureModel,
+    parallel: nn.Module,
     optimizer: torch.optim.Optimizer,
     settings: TrialSettings,
     dataset: Dataset,
     order: Tensor,
     on_batch: Callable[[int, int], None],
 ) -> tuple[float, float]:
-    model.train()
+    parallel.train()
     batches = torch.split(order, settings.batch_size)
     # Summed on the device, which nothing waits for.
     totals = order.new_zeros(2, dtype=torch.float64)
     for number, rows in enumerate(batches):
         batch = dataset.train.take(rows)
-        loss, penalty, _ = train_step(model, optimizer, dataset.tasks, settings.task_weights, batch)
+        part = _processes.part_of(batch)
+        *shares, penalty_weight = _processes.part_weights(batch, part)
+        weights = [a * b for a, b in zip(settings.task_weights, shares, strict=True)]
+        loss, penalty, _ = train_step(
+            parallel, optimizer, dataset.tasks, weights, part, penalty_weight=penalty_weight
+        )
         totals += torch.stack([loss, penalty]).double() * len(rows)
         if model.soft is not None and not model.soft.frozen:
             model.soft.done_steps += 1
             if model.soft.done_steps >= model.soft.relaxation.num_steps:
                 finish_relaxation(model, settings)
         on_batch(number + 1, len(batches))
-    train_loss, penalty_mean = (totals / len(order)).tolist()
+    # Each process's numbers are its part times the number of processes.
+    means = _processes.summed(totals) / (len(order) * _processes.count())
+    train_loss, penalty_mean = means.tolist()
     return train_loss, penalty_mean

@@ -27,7 +27,7 @@ def row_losses(task: Task, output_TC: Tensor, target_T: Tensor, present_T: Tenso
 def mean_loss(task: Task, output_TC: Tensor, target_T: Tensor, present_T: Tensor | None) -> Tensor:
     """Mean over the rows that count; 0 where none does."""
     losses_T = row_losses(task, output_TC, target_T, present_T)
-    count = losses_T.shape[0] if present_T is None else present_T.sum().clamp(min=1)
+    count = max(losses_T.shape[0], 1) if present_T is None else present_T.sum().clamp(min=1)
     return losses_T.sum() / count
 
 
