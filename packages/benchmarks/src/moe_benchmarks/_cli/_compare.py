@@ -11,8 +11,9 @@ from moe_benchmarks._cli._common import fail, read_studies
 from moe_benchmarks._differences import Difference
 from moe_benchmarks._files import DamagedFileError
 from moe_benchmarks._statistics import Routing, TopShare
-from moe_benchmarks._study_report._compare import behind, lead
+from moe_benchmarks._study_report._compare import Lead, behind, lead
 from moe_benchmarks._study_report._findings import main_finding, signed
+from moe_benchmarks._study_report._names import NO_SEARCH
 from moe_benchmarks._study_report._study import Study, Variant, studies
 
 
@@ -41,36 +42,40 @@ def compare(
     try:
         found = studies(read_studies(folders))
         # A baseline of none of the studies is said before anything is printed.
-        baselines = [_baseline(study, to, routing) for study in found]
+        compared = [_compare(study, to, routing) for study in found]
     except (DamagedFileError, OSError, ValueError) as error:
         fail(str(error))
-    for study, baseline in zip(found, baselines, strict=True):
-        if baseline is None:
+    for study, gaps in zip(found, compared, strict=True):
+        if gaps is None:
             console.print(f"{study.title}: all {len(study.rows)} trials failed.")
             continue
-        console.print(_table(study, baseline, routing))
+        console.print(_table(study, *gaps, routing))
         if to is None and routing == "trained":
-            console.print(main_finding(study, lead(study, routing)))
+            console.print(main_finding(study, Lead(*gaps)))
 
 
-def _baseline(study: Study, to: str | None, routing: Routing) -> Variant | None:
-    """Find the variant that the others are compared with; None if no trial is complete."""
+def _compare(
+    study: Study, to: str | None, routing: Routing
+) -> tuple[Variant, list[tuple[Variant, Difference]]] | None:
+    """Find the variant to compare with, and compare the others; None if no trial is complete."""
     if to is None:
         first = lead(study, routing)
-        return None if first is None else first.best
+        return None if first is None else (first.best, first.behind)
     gate, _, search = to.partition("+")
     for variant in study.variants:
-        if (variant.gate, variant.search) == (gate, search or "identity"):
+        if (variant.gate, variant.search) == (gate, search or NO_SEARCH):
             if not variant.complete:
                 msg = f"all {len(variant.rows)} trials of {to} failed in {study.title}."
                 raise ValueError(msg)
-            return variant
+            return variant, behind(study, variant, routing)
     there = [f"{each.gate}+{each.search}" for each in study.variants]
     msg = f"`--to` must be a variant of {study.title}, one of {there}, got {to!r}."
     raise ValueError(msg)
 
 
-def _table(study: Study, baseline: Variant, routing: Routing) -> Table:
+def _table(
+    study: Study, baseline: Variant, gaps: list[tuple[Variant, Difference]], routing: Routing
+) -> Table:
     table = Table(title=f"{study.title}: test loss, {_how(routing)}, less that of {baseline.name}")
     table.add_column("variant")
     for name in ("trials", "test loss", "difference [95 %]", "chance"):
@@ -78,7 +83,7 @@ def _table(study: Study, baseline: Variant, routing: Routing) -> Table:
     table.add_column("verdict")
     digits = study.decimals
     table.add_row(*_line(baseline, _top(baseline, routing), digits), "", "", "baseline")
-    for variant, gap in behind(study, baseline, routing):
+    for variant, gap in gaps:
         table.add_row(
             *_line(variant, _top(variant, routing), digits),
             signed(gap, digits),

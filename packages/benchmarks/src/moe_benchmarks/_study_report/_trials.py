@@ -146,7 +146,8 @@ def _results(row: Row, decimals: int) -> list[str]:
 
 def _chosen(study: Study, best: Row, name: str) -> str:
     """Write a setting that a best trial uses, and whether it is at an end of what was searched."""
-    if name in GRIDS and not GATES[best["gate"]].has_smooth_step:
+    gate = GATES.get(best["gate"])  # None for that of another version
+    if name in GRIDS and gate is not None and not gate.has_smooth_step:
         return NONE
     if name == "search_epochs" and best["search"] in WITHOUT_EPOCHS:
         return NONE
