@@ -40,6 +40,7 @@ UNDECLARED = {
         "onnxruntime",
         "sklearn",
         "tensorboard",
+        "transformers",
         "triton",
     ),
     "benchmarks": ("jax", "transformers"),
@@ -117,9 +118,9 @@ def tests(session: nox.Session, package: str) -> None:
     install(session, package, requirements=group(package, "test"))
     run_tests(session, package)
     if package == "moe-runtime":
-        extras = f"./{folder(package)}[numba,onnx,plots,tensorboard]"
-        session.install(extras, "--constraint", str(CONSTRAINTS))
-        run_tests(session, package, "-k", "numba or onnx or plots or writers")
+        extras = f"./{folder(package)}[hf,numba,onnx,plots,tensorboard]"
+        session.install(extras, *group(package, "trainer"), "--constraint", str(CONSTRAINTS))
+        run_tests(session, package, "-k", "convert or numba or onnx or plots or writers")
 
 
 @nox.session
@@ -189,7 +190,8 @@ print("{distribution(package)}", installed.__version__, "brings only what it dec
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every example in the READMEs, and check the commands in them."""
-    install(session, *PACKAGES, requirements=["pytest", "pytest-markdown-docs"])
+    extra = f"./{folder('moe-runtime')}[hf]"
+    install(session, *PACKAGES, requirements=["pytest", "pytest-markdown-docs", extra])
     readmes = [str(folder(package) / "README.md") for package in PACKAGES]
     session.run("pytest", "--markdown-docs", "README.md", "docs", *readmes)
     commands = re.findall(r"nox -s (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: torch.where(x > 0, x, 0),
     "silu": lambda x: x / (1 + torch.exp(-x)),
 }
-GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
+GATED = {"geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu", "swiglu": "silu"}
 DIM, NUM_IDS = 6, 40
 # Those that run everywhere.
 CPU_KERNELS = sorted(set(KERNELS) - {"triton"})

@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_runtime._triton import run_experts
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
+GATED = {"geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu", "swiglu": "silu"}
 # Of the largest entry: sums of a hundred terms in float32, rounded once a layer to the dtype.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 0.03}
 

@@ -36,11 +36,11 @@ BAD_LAYERS: list[tuple[Callable[[], object], str]] = [
     (lambda: Experts(0, (DIM, 3)), "`num_experts` must be an integer >= 1, got 0."),
     (
         lambda: Experts(4, (DIM, 3), activation="tanh"),
-        "`activation` must be one of ['geglu', 'gelu', 'gelu_tanh', 'identity', 'reglu', ",
+        "`activation` must be one of ['geglu', 'geglu_tanh', 'gelu', 'gelu_tanh', ",
     ),
     (
         lambda: Experts(4, (DIM, 3), output_activation="softmax"),
-        "`output_activation` must be one of ['geglu', 'gelu', 'gelu_tanh', 'identity', ",
+        "`output_activation` must be one of ['geglu', 'geglu_tanh', 'gelu', ",
     ),
     (
         lambda: MixtureOfExperts(TopKRouter(DIM, 5, k=2), experts()),

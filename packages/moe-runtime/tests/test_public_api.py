@@ -10,6 +10,7 @@ from importlib.metadata import version
 import pytest
 
 import moe_runtime
+import moe_runtime.convert
 import moe_runtime.onnx
 
 MODULES = [
@@ -36,6 +37,13 @@ def test_everything_public_is_documented(name: str) -> None:
     assert thing.__doc__
     # Not the signature that a NamedTuple writes by itself.
     assert not thing.__doc__.startswith(f"{name}(")
+
+
+def test_all_of_convert_is_documented() -> None:
+    names = moe_runtime.convert.__all__
+    assert names == sorted(names)
+    for name in names:
+        assert getattr(moe_runtime.convert, name).__doc__
 
 
 def test_all_of_onnx_is_there_and_documented() -> None:

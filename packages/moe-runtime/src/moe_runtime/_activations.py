@@ -60,6 +60,7 @@ def _grad_of_silu(grad: Tensor, y: Tensor) -> Tensor:
 
 ACTIVATIONS = {
     "geglu": Activation(F.gelu, _grad_of_gelu, gated=True),
+    "geglu_tanh": Activation(partial(F.gelu, approximate="tanh"), _grad_of_gelu_tanh, gated=True),
     "gelu": Activation(F.gelu, _grad_of_gelu),
     "gelu_tanh": Activation(partial(F.gelu, approximate="tanh"), _grad_of_gelu_tanh),
     "identity": Activation(lambda y: y, lambda grad, _y: grad),
@@ -69,7 +70,7 @@ ACTIVATIONS = {
     "swiglu": Activation(F.silu, _grad_of_silu, gated=True),
 }
 # What the gate of a gated activation goes through.
-GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
+GATED = {"geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu", "swiglu": "silu"}
 
 
 def check_activation(name: str, value: str) -> None:

@@ -58,8 +58,9 @@ class Experts(ExpertSet):
     activation
         Between layers: ``"relu"``, ``"gelu"`` (exact), ``"gelu_tanh"`` (its approximation,
         as in GPT-2), ``"silu"``, ``"identity"``, or one that is gated: ``"swiglu"``,
-        ``"geglu"``, ``"reglu"``. A layer before a gated one has 2 H features: the first H are
-        the gate, which is activated, the others what it multiplies.
+        ``"geglu"``, ``"geglu_tanh"`` (as in T5 and Gemma), ``"reglu"``. A layer before a gated one
+        has 2 H features: the first H are the gate, which is activated, the others what it
+        multiplies.
     output_activation
         After the last layer, from the same list.
     bias

@@ -143,10 +143,8 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         check_dtype("x", x, self.experts.dtype)
         # Taking rows out is data-dependent, which an exported graph leaves to its mixtures.
         if mask is not None and not is_exporting():
-            kept = MultiGateMixtureOfExperts.forward(self, *_take(mask, x, router_input))
-            return MixtureOutput(
-                _put_back(mask, kept.output), kept.penalty, _put_back(mask, kept.weights)
-            )
+            masked = _run_masked_untraced if torch.compiler.is_compiling() else _run_masked
+            return masked(self, x, router_input, mask)
         weights, penalty = self._weights(x, router_input)
         if mask is not None:
             weights = torch.where(mask[..., None], weights, 0)
@@ -276,6 +274,18 @@ def _put_back(mask: Tensor, rows_GTO: Tensor) -> Tensor:
 def _stack(tensors: list[Tensor]) -> Tensor:
     """Stack along a new first axis; a single tensor is not copied."""
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _run_masked(
+    mixture: MultiGateMixtureOfExperts, x: Tensor, router_input: Tensor | None, mask: Tensor
+) -> MixtureOutput:
+    """Run the rows that are no padding."""
+    kept = MultiGateMixtureOfExperts.forward(mixture, *_take(mask, x, router_input))
+    return MixtureOutput(_put_back(mask, kept.output), kept.penalty, _put_back(mask, kept.weights))
+
+
+# As many rows as the mask has: a compiler would break the graph several times in there.
+_run_masked_untraced = torch.compiler.disable(_run_masked)  # type: ignore[no-untyped-call]
 
 
 def run_experts(

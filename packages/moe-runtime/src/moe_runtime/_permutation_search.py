@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import moe_localsearch
 from moe_runtime._checks import check_number, check_positive, check_tensor, check_type
 from moe_runtime._mixture import MultiGateMixtureOfExperts
+from moe_runtime._modes import evaluating
 from moe_runtime._search import (
     Per,
     RowLoss,
@@ -304,7 +305,6 @@ class _Work:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate a model inside, and leave its modes, autocast and random numbers as they were."""
-    training = {module: module.training for module in model.modules()}
     devices = {parameter.device for parameter in model.parameters()} - {torch.device("cpu")}
     kind = next(iter(devices)).type if devices else "cuda"
     with (
@@ -312,13 +312,9 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         torch.autocast("cpu", enabled=False),
         torch.autocast(kind, enabled=False),
         torch.random.fork_rng([each.index for each in devices], device_type=kind),
+        evaluating(model),
     ):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+        yield
 
 
 def _record_of(

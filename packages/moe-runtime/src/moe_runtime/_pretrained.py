@@ -84,7 +84,7 @@ class PretrainedModule(nn.Module):
         """
         check_type("folder", folder, (str, os.PathLike), "a path")
         tensors = self.state_dict()  # which modules that cannot be saved refuse, and say why
-        config = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": _described(self)}
+        config = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": described(self)}
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class PretrainedModule(nn.Module):
         tensors, config = load_checkpoint(path)
         _check_config(path, config)
         with torch.random.fork_rng(devices=[]):
-            module = _built(path, "model", config["model"])
+            module = built(path, "model", config["model"])
         if not isinstance(module, cls):
             msg = f"{path} holds a {type(module).__name__}, not a {cls.__name__}."
             raise CheckpointError(msg)
@@ -127,7 +127,7 @@ class PretrainedModule(nn.Module):
         return module.eval()
 
 
-def _described(module: PretrainedModule) -> dict[str, Any]:
+def described(module: PretrainedModule) -> dict[str, Any]:
     """Return a module's class and settings, as JSON can hold them."""
     cls = type(module)
     if _defined().get(cls.__name__) is not cls:
@@ -172,7 +172,7 @@ def _saved(name: str, value: object, owner: nn.Module) -> Any:  # noqa: ANN401 -
         if all(each is not value for each in owner.modules()):
             msg = f"`{name}` must still be part of the module, got one that was replaced."
             raise TypeError(msg)
-        return _described(value)
+        return described(value)
     if isinstance(value, WeightedPenalty) and _defined().get(type(value).__name__) is type(value):
         return {"class": type(value).__name__, "settings": asdict(value)}
     if isinstance(value, (list, tuple, nn.ModuleList)):
@@ -211,12 +211,12 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(msg)
 
 
-def _built(path: Path, name: str, described: object) -> PretrainedModule | WeightedPenalty:
-    """Build a module or a penalty from its class and settings."""
-    described = described if isinstance(described, dict) else {}
-    named, settings = described.get("class"), described.get("settings")
-    if len(described) != 2 or not isinstance(named, str) or not isinstance(settings, dict):
-        msg = f"{path}: {name} must have a class and its settings, got {described!r}."
+def built(path: Path, name: str, noted: object) -> PretrainedModule | WeightedPenalty:
+    """Build a module or a penalty from its class and settings, as `described` noted them."""
+    noted = noted if isinstance(noted, dict) else {}
+    named, settings = noted.get("class"), noted.get("settings")
+    if len(noted) != 2 or not isinstance(named, str) or not isinstance(settings, dict):
+        msg = f"{path}: {name} must have a class and its settings, got {noted!r}."
         raise CheckpointError(msg)
     cls = _defined().get(named)
     if cls is None:
@@ -249,7 +249,7 @@ def _built(path: Path, name: str, described: object) -> PretrainedModule | Weigh
 def _loaded(path: Path, name: str, value: object) -> object:
     if isinstance(value, dict):
         if "class" in value:
-            return _built(path, name, value)
+            return built(path, name, value)
         return {key: _loaded(path, f"{name}.{key}", each) for key, each in value.items()}
     if isinstance(value, list):
         return [_loaded(path, f"{name}.{i}", each) for i, each in enumerate(value)]

@@ -47,8 +47,8 @@ def run_experts(
         Weight (E, O, D) and bias (E, O), or None, of each layer in turn, in the dtype of `x_TD`.
     activations
         One a layer, after it: ``"identity"``, ``"relu"``, ``"gelu"`` (exact), ``"gelu_tanh"``,
-        ``"silu"``, or ``"swiglu"``, ``"geglu"``, ``"reglu"``, which multiply the second half of
-        the layer's outputs by the SiLU, GELU or ReLU of the first.
+        ``"silu"``, or ``"swiglu"``, ``"geglu"``, ``"geglu_tanh"``, ``"reglu"``, which multiply
+        the second half of the layer's outputs by the SiLU, GELU or ReLU of the first.
     max_active
         The pairs are at most ``T * max_active``: room is made for so many, and the host does
         not wait for the device. More of them are an error of the device. None counts them,

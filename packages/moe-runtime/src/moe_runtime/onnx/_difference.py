@@ -1,6 +1,7 @@
 """How far answers are from what was wanted. Needs NumPy only."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,12 @@ from numpy.typing import NDArray
 
 # No row, one row, a row for a few experts only, and enough for every expert to have many.
 BATCH_SIZES = (0, 1, 2, 7, 33, 700)
+
+
+def stored_batch_sizes(info: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the sizes for an export that is there: no empty batch where its model refuses one."""
+    verified = info["verification"]["batch_sizes"]
+    return tuple(size for size in BATCH_SIZES if size or 0 in verified)
 
 
 class Difference:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moe_runtime.onnx._difference import BATCH_SIZES
+from moe_runtime.onnx._difference import stored_batch_sizes
 from moe_runtime.onnx._files import staged
 from moe_runtime.onnx._finish import Work, finish, verify_mixtures
 from moe_runtime.onnx._folder import (
@@ -82,7 +82,7 @@ def _cases(examples: Case, info: dict[str, Any]) -> list[Case]:
         if BATCH in output["shape"]
     }
     cases = [examples]
-    for size in BATCH_SIZES:
+    for size in stored_batch_sizes(info):
         rows = np.arange(size) % num_rows
         inputs = {name: array[rows] for name, array in examples.inputs.items()}
         answers = {name: examples.answers[name].take(rows, axis) for name, axis in axes.items()}

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_runtime.onnx._difference import BATCH_SIZES, Difference
+from moe_runtime.onnx._difference import Difference, stored_batch_sizes
 from moe_runtime.onnx._folder import (
     EXAMPLES_FILE,
     INFO_FILE,
@@ -98,7 +98,8 @@ def verify(
     tolerance = _tolerance(folder, info, tolerance)
     session = Session(folder / MODEL_FILE, num_threads=num_threads)
     measures: dict[str, Difference] = {}
-    for inputs, wanted in _batches(folder, session, read_examples(folder)):
+    sizes = stored_batch_sizes(info)
+    for inputs, wanted in _batches(folder, session, read_examples(folder), sizes):
         for _ in range(repeats):
             answers = _run(folder, session, inputs)
             for name, stored in wanted.items():
@@ -110,7 +111,7 @@ def verify(
         for value in session.outputs
         if value.name in measures
     }
-    return StoredVerification(BATCH_SIZES, errors, tolerance)
+    return StoredVerification(sizes, errors, tolerance)
 
 
 def _tolerance(folder: Path, info: dict[str, Any], given: float | None) -> float:
@@ -125,12 +126,14 @@ def _tolerance(folder: Path, info: dict[str, Any], given: float | None) -> float
     raise ValueError(msg)
 
 
-def _batches(folder: Path, session: Session, examples: Examples) -> Iterator[tuple[Arrays, Arrays]]:
+def _batches(
+    folder: Path, session: Session, examples: Examples, sizes: Iterable[int]
+) -> Iterator[tuple[Arrays, Arrays]]:
     """Yield inputs, rows round and round, and the stored answers that belong to them."""
     num_rows = len(next(iter(examples.inputs.values())))
     axes = {value.name: _row_axis(value, session) for value in session.outputs}
     _check_outputs(folder, session, examples, axes)
-    for size in BATCH_SIZES:
+    for size in sizes:
         rows = np.arange(size) % num_rows
         inputs = {name: array[rows] for name, array in examples.inputs.items()}
         yield (

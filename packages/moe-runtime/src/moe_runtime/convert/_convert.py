@@ -1,0 +1,216 @@
+"""A dense model's feed-forward layers become mixtures.
+
+Axes: D input features, O output features, E experts, H hidden units, U those of an expert.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from moe_runtime._checks import check_type
+from moe_runtime._experts import Experts, StackedLinear
+from moe_runtime._mixture import MixtureOfExperts, check_kernel
+from moe_runtime._modes import evaluating
+from moe_runtime._router import Router
+from moe_runtime.convert._calls import Batch, run_model
+from moe_runtime.convert._find import FeedForward, find_feed_forwards
+from moe_runtime.convert._layer import converted_layers, replace
+from moe_runtime.convert._linear import Linear, as_linear, relative_error
+from moe_runtime.convert._report import (
+    ConversionReport,
+    compare_layer,
+    first_output,
+    run_dense_model,
+)
+from moe_runtime.convert._settings import note_settings
+from moe_runtime.convert._split import DenseLayer, Split
+from moe_runtime.convert._tokens import Tokens
+
+
+def convert(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    router: Callable[[int], Router],
+    split: Split,
+    names: str = "*",
+    kernel: str = "auto",
+    mask_argument: str | None = "attention_mask",
+    ids_argument: str | None = "input_ids",
+) -> ConversionReport:
+    """Replace a model's dense feed-forward layers by mixtures of parts of them, in place.
+
+    The model keeps its class, its methods and what surrounds the layers, dropout included. In
+    training mode, a loss that it gives (``output.loss``, as models of transformers do) has the
+    routers' penalty in it; elsewhere, add `penalty`. Padding is left out of routing.
+
+    Parameters
+    ----------
+    model
+        The dense model, of any class: layers are found as `find_feed_forwards` does.
+    batch
+        A few rows of real inputs, which the report compares both models on.
+    router
+        Called for each layer with its number of input features D: a new router for it. A
+        `HashRouter` reads the tokens' ids.
+    split
+        Which hidden units each expert gets: `ImportanceSplit`, `KMeansSplit`, `RandomSplit`,
+        `CopySplit`, or one's own.
+    names
+        Pattern of the layers' names, as a shell has them: ``"*.layer.[0-5]"``.
+    kernel
+        As in `moe_runtime.MixtureOfExperts`.
+    mask_argument, ids_argument
+        Arguments of the model's ``forward`` that hold the padding mask (1 where a token counts)
+        and the tokens' ids, both (B, S); None where there are none. A model that is converted
+        in several calls keeps those of the first.
+
+    Returns
+    -------
+    ConversionReport
+        Layer by layer, how far the mixture is from what it replaced; as text, a table.
+
+    Raises
+    ------
+    ValueError
+        If no layer is found, one cannot be replaced, or a split does not fit. The
+        model is then as it was.
+
+    Examples
+    --------
+    >>> import torch, moe_runtime
+    >>> from moe_runtime.convert import RandomSplit, convert
+    >>> block = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 4))
+    >>> model = torch.nn.Sequential(torch.nn.LayerNorm(4), block)
+    >>> router = lambda dim: moe_runtime.CometRouter(dim, 4, k=1)
+    >>> report = convert(model, torch.randn(9, 4), router=router, split=RandomSplit())
+    >>> report.layers[0].name, report.layers[0].hidden_units, report.layers[0].expert_units
+    ('1', 8, 2)
+    """
+    check_type("router", router, Callable, "a function of the number of features")  # type: ignore[arg-type]
+    check_kernel(kernel)
+    found = _convertible(model, batch, names)
+    before = converted_layers(model)
+    tokens = before[0].tokens if before else Tokens(mask_argument, ids_argument)
+    num_parameters = _count_parameters(model)
+    with ExitStack() as undo:
+        if not before:
+            undo.callback(tokens.watch(model))
+        dense_output, rows = run_dense_model(model, batch, found, tokens)
+        layers = []
+        for each in found:
+            dense = _dense_layer(model, each)
+            mixture, units_EU = _mixture(
+                dense, each, router(dense.up.weight.shape[1]), split, kernel
+            )
+            layers.append(compare_layer(mixture, dense, units_EU, rows[each.name]))
+            undo.callback(replace(model, each, mixture, tokens))
+        with torch.no_grad(), evaluating(model):
+            sparse_output = first_output(run_model(model, batch))
+        note_settings(model)
+        undo.pop_all()
+    return ConversionReport(
+        layers=tuple(layers),
+        output_error=relative_error(
+            *(_counted(x, batch, tokens) for x in (sparse_output, dense_output))
+        ),
+        num_tokens=len(rows[found[0].name].x_TD),
+        num_parameters=_count_parameters(model),
+        num_parameters_before=num_parameters,
+    )
+
+
+def _convertible(model: nn.Module, batch: Batch, names: str) -> list[FeedForward]:
+    """Find the layers, and refuse if there are none or some cannot be replaced."""
+    found = find_feed_forwards(model, batch, names=names)
+    if not found:
+        every = [each.name for each in find_feed_forwards(model, batch)]
+        msg = f"`names` must name dense feed-forward layers of the model, {every}, got {names!r}."
+        raise ValueError(msg)
+    for each in found:
+        if each.obstacle is not None:
+            msg = f"`model` has a feed-forward layer that cannot be replaced, {each.name!r}: "
+            raise ValueError(msg + each.obstacle + ".")
+    return found
+
+
+def _dense_layer(model: nn.Module, found: FeedForward) -> DenseLayer:
+    up, down, gate = (
+        None if name is None else as_linear(model.get_submodule(name), transposed=found.transposed)
+        for name in (found.up, found.down, found.gate)
+    )
+    assert up is not None
+    assert down is not None
+    return DenseLayer(found.name, up, down, gate)
+
+
+def _mixture(
+    dense: DenseLayer, found: FeedForward, router: Router, split: Split, kernel: str
+) -> tuple[MixtureOfExperts, Tensor]:
+    """Make a mixture of parts of a dense layer; also returns the hidden units of each (E, U)."""
+    check_type("router(dim)", router, Router, "a Router")
+    units_EU = split.hidden_units(dense, router.num_experts)
+    _check_units(units_EU, dense, router.num_experts)
+    weight = dense.up.weight
+    widths = (weight.shape[1], units_EU.shape[1], dense.down.weight.shape[0])
+    parts = [dense.up, dense.down, *([] if dense.gate is None else [dense.gate])]
+    # Without the time for initial values, which are overwritten.
+    with torch.device("meta"):
+        experts = Experts(
+            router.num_experts,
+            widths,
+            activation=found.activation,
+            bias=any(part.bias is not None for part in parts),
+            dropout=found.dropout,
+        )
+    experts = experts.to(weight.dtype).to_empty(device=weight.device)
+    into, out = experts.layers
+    assert isinstance(into, StackedLinear)
+    assert isinstance(out, StackedLinear)
+    with torch.no_grad():
+        # Of a gated layer, the first rows are the gate's.
+        maps = [dense.up] if dense.gate is None else [dense.gate, dense.up]
+        into.weight.copy_(torch.cat([part.weight[units_EU] for part in maps], 1))
+        out.weight.copy_(dense.down.weight[:, units_EU].transpose(0, 1))
+        if into.bias is not None and out.bias is not None:
+            into.bias.copy_(torch.cat([_bias(part)[units_EU] for part in maps], 1))
+            out.bias.copy_(_bias(dense.down).expand_as(out.bias))
+    router = router.to(weight.device, weight.dtype)
+    return MixtureOfExperts(router, experts, kernel=kernel), units_EU
+
+
+def _bias(part: Linear) -> Tensor:
+    return part.weight.new_zeros(part.weight.shape[0]) if part.bias is None else part.bias
+
+
+def _check_units(units_EU: Tensor, dense: DenseLayer, num_experts: int) -> None:
+    """Refuse what is no choice of hidden units for each expert."""
+    check_type("split.hidden_units(...)", units_EU, Tensor, "a torch.Tensor")
+    fits = units_EU.ndim == 2 and units_EU.shape[0] == num_experts and units_EU.shape[1] > 0
+    if not fits or units_EU.is_floating_point() or units_EU.dtype is torch.bool:
+        msg = (
+            f"`split.hidden_units(...)` must be integers of shape (num_experts={num_experts}, U), "
+            f"got {units_EU.dtype} of shape {tuple(units_EU.shape)}."
+        )
+        raise ValueError(msg)
+    low, high = map(int, units_EU.aminmax())
+    if low < 0 or high >= dense.num_hidden:
+        msg = (
+            f"`split.hidden_units(...)` must be in [0, {dense.num_hidden}) for {dense.name!r}, got "
+            f"{low}..{high}."
+        )
+        raise ValueError(msg)
+
+
+def _counted(output: Tensor, batch: Batch, tokens: Tokens) -> Tensor:
+    """Leave padding out of a model's output (B, S, ...)."""
+    if tokens.mask_argument is None or not isinstance(batch, Mapping):
+        return output
+    mask = batch.get(tokens.mask_argument)
+    return output[mask != 0] if mask is not None and mask.shape == output.shape[:2] else output
+
+
+def _count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
