@@ -28,6 +28,14 @@ NEEDS: dict[str, tuple[str, ...]] = {
 PACKAGES = tuple(NEEDS)
 # Those with a folder of benchmarks.
 BENCHMARKED = ("gates", "localsearch", "moe-runtime")
+# What a package's tests need of its extras, and which tests look at them.
+EXTRAS = {
+    "moe-runtime": (
+        ("./packages/moe-runtime[hf,numba,onnx,plots,tensorboard]", "accelerate>=1.1"),
+        "convert or numba or onnx or plots or writers",
+    ),
+    "benchmarks": (("./packages/benchmarks[nlp]",), "glue"),
+}
 # What an installation must not bring along, because the package does not declare it.
 UNDECLARED = {
     "gates": ("jax", "numpy", "scipy", "torch"),
@@ -117,10 +125,10 @@ def tests(session: nox.Session, package: str) -> None:
     """Test one package with nothing installed but what it declares, then with its extras."""
     install(session, package, requirements=group(package, "test"))
     run_tests(session, package)
-    if package == "moe-runtime":
-        extras = f"./{folder(package)}[hf,numba,onnx,plots,tensorboard]"
-        session.install(extras, *group(package, "trainer"), "--constraint", str(CONSTRAINTS))
-        run_tests(session, package, "-k", "convert or numba or onnx or plots or writers")
+    if package in EXTRAS:
+        extras, selected = EXTRAS[package]
+        session.install(*extras, "--constraint", str(CONSTRAINTS))
+        run_tests(session, package, "-k", selected)
 
 
 @nox.session
@@ -145,6 +153,7 @@ def lowest(session: nox.Session) -> None:
     constraints = Path(session.create_tmp()) / "constraints-lowest.txt"
     constraints.write_text("".join(f"{line}\n" for line in lowest_versions()))
     requirements = [requirement for package in PACKAGES for requirement in group(package, "test")]
+    requirements += ["./packages/benchmarks[nlp]"]
     install(session, *PACKAGES, requirements=requirements, constraints=constraints)
     for package in PACKAGES:
         run_tests(session, package)

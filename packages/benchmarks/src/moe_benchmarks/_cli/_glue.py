@@ -1,0 +1,149 @@
+"""`moe-bench glue`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moe_benchmarks._cli._common import INTERRUPTED, DataDir, fail, names
+from moe_benchmarks._data._catalog import data_folder
+from moe_benchmarks._data._dataset import DataError
+from moe_benchmarks._experiments._loop import DivergedError
+from moe_benchmarks._experiments._row import Row
+from moe_benchmarks._files import write_text
+from moe_benchmarks._language._report import finding, render_language
+from moe_benchmarks._language._settings import LanguageSettings
+from moe_benchmarks._language._students import DENSE, STUDENTS
+from moe_benchmarks._language._study import Cell, LanguageStudy
+from moe_benchmarks._language._summary import variant_name
+from moe_runtime import CheckpointError
+
+
+def glue(
+    task: Annotated[
+        str, typer.Argument(help="CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Pretrained dense model: a local folder, or a name on the hub.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for models, rows and the report.")],
+    routers: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(STUDENTS),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
+    held_out: Annotated[  # noqa: FBT002 - a flag of the command
+        bool,
+        typer.Option(
+            "--held-out", help="Score a tenth of the training rows, to choose settings on."
+        ),
+    ] = False,
+    train_rows: Annotated[
+        int | None, typer.Option(help="Training rows.", show_default="all")
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(help="Of fine-tuning the dense model.")
+    ] = LanguageSettings.epochs,
+    learning_rate: Annotated[
+        float, typer.Option(help="Of fine-tuning.")
+    ] = LanguageSettings.learning_rate,
+    distil_epochs: Annotated[
+        int, typer.Option(help="Of each sparse model.")
+    ] = LanguageSettings.distil_epochs,
+    distil_learning_rate: Annotated[
+        float, typer.Option(help="Of each sparse model.")
+    ] = LanguageSettings.distil_learning_rate,
+    distil_weight: Annotated[
+        float, typer.Option(help="Of the distance from the dense model.")
+    ] = LanguageSettings.distil_weight,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = LanguageSettings.batch_size,
+    max_length: Annotated[int, typer.Option(help="Tokens of a row.")] = LanguageSettings.max_length,
+    experts: Annotated[int, typer.Option(help="Of each layer.")] = LanguageSettings.num_experts,
+    width: Annotated[
+        int,
+        typer.Option(help="Hidden units of an expert.", show_default="a quarter of the layer's"),
+    ] = 0,
+    shared: Annotated[
+        int, typer.Option(help="Hidden units that all experts have.", show_default="two thirds")
+    ] = 0,
+    gamma: Annotated[
+        float, typer.Option(help="First width of the smooth step, in standard deviations.")
+    ] = LanguageSettings.gamma,
+    last_gamma: Annotated[float, typer.Option(help="Last width.")] = LanguageSettings.last_gamma,
+    entropy_weight: Annotated[
+        float, typer.Option(help="Of COMET and DSelect-k.")
+    ] = LanguageSettings.entropy_weight,
+    balance_weight: Annotated[
+        float, typer.Option(help="Of Top-k.")
+    ] = LanguageSettings.balance_weight,
+    data_dir: DataDir = None,
+) -> None:
+    """Fine-tune a dense model, make sparse ones of it with each router, and compare them.
+
+    For each seed: fine-tuning, the importance of hidden units on the training rows, and for each
+    router a conversion and a distillation. What is done is kept: the same command continues.
+    Needs the extra: pip install "moe-benchmarks[nlp]".
+    """
+    unknown = [each for each in names(routers) if each not in STUDENTS]
+    if unknown:
+        fail(f"`--routers` must be among {list(STUDENTS)}, got {unknown}.")
+    cells = [Cell(seed, each) for seed in range(seeds) for each in (DENSE, *names(routers))]
+    try:
+        settings = LanguageSettings(
+            task=task,
+            evaluate_on="held-out" if held_out else "dev",
+            train_rows=train_rows,
+            max_length=max_length,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            distil_epochs=distil_epochs,
+            distil_learning_rate=distil_learning_rate,
+            batch_size=batch_size,
+            distil_weight=distil_weight,
+            num_experts=experts,
+            width=width,
+            num_shared=shared,
+            gamma=gamma,
+            last_gamma=last_gamma,
+            entropy_weight=entropy_weight,
+            balance_weight=balance_weight,
+        )
+        study = LanguageStudy(settings, model, out, data_folder(data_dir))
+        _run(study, cells)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; what is done is in {out}. The same command continues it.")
+        raise typer.Exit(INTERRUPTED) from None
+    except (DataError, DivergedError, CheckpointError, ImportError, ValueError, OSError) as error:
+        fail(str(error))
+
+
+def _run(study: LanguageStudy, cells: list[Cell]) -> None:
+    console = Console(markup=False, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        whole = progress.add_task(study.task.name, total=len(cells))
+        bar = progress.add_task("", total=None)
+        for cell in cells:
+            if study.missing([cell]):
+
+                def on_step(stage: str, done: int, total: int) -> None:
+                    progress.update(bar, description=stage, completed=done, total=total)
+
+                console.print(_line(study.run(cell, on_step)))
+            progress.advance(whole)
+    rows = study.rows()
+    html, markdown = render_language(rows)
+    write_text(study.folder / "report.html", html)
+    write_text(study.folder / "report.md", markdown)
+    console.print(finding(rows))
+    console.print(f"report: {study.folder / 'report.html'}", soft_wrap=True)
+
+
+def _line(row: Row) -> str:
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in row["scores"]["hard"].items())
+    name = variant_name(row["variant"])
+    return f"{row['task']}, seed {row['seed']}, {name}: {scores} ({row['seconds']:.0f} s)"

@@ -1,0 +1,1 @@
+"""GLUE: dense models of language, and sparse ones made from them."""

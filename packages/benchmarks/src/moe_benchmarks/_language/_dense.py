@@ -1,0 +1,92 @@
+"""The dense model of a task: fine-tuned once for each seed, and kept."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moe_benchmarks._language._batches import EncodedRows
+from moe_benchmarks._language._settings import LanguageSettings
+from moe_benchmarks._language._tasks import TASKS
+from moe_benchmarks._language._training import OnStep, train_epochs
+from moe_runtime.convert import hidden_unit_importance
+
+IMPORTANCE_ROWS = 32
+
+
+def transformers() -> Any:  # noqa: ANN401 - a module without types
+    """Import transformers, or say which extra brings it."""
+    try:
+        import transformers as imported  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        msg = 'models of language need the extra: pip install "moe-benchmarks[nlp]"'
+        raise ModuleNotFoundError(msg, name=error.name) from None
+    # What is said of every model that is loaded hides what is said here.
+    imported.logging.set_verbosity_error()
+    imported.logging.disable_progress_bar()
+    return imported
+
+
+def load_tokenizer(model: str) -> Any:  # noqa: ANN401 - of transformers
+    """Load the tokenizer of a local folder or of a name on the hub."""
+    return transformers().AutoTokenizer.from_pretrained(model)
+
+
+def fine_tuned(
+    model: str,
+    rows: EncodedRows,
+    settings: LanguageSettings,
+    folder: Path,
+    *,
+    seed: int,
+    on_step: OnStep = lambda _done, _total: None,
+) -> Any:  # noqa: ANN401 - of transformers
+    """Fine-tune a pretrained model on a task, or load what an earlier call has left there."""
+    library = transformers()
+    task = TASKS[settings.task]
+    kept = folder / "dense"
+    if (kept / "done").exists():
+        return library.AutoModelForSequenceClassification.from_pretrained(kept)
+    torch.manual_seed(seed)  # of the head
+    dense = library.AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=task.num_labels
+    )
+    train_epochs(
+        dense,
+        rows,
+        lambda batch: dense(**batch).loss,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+        on_step=on_step,
+    )
+    dense.eval().save_pretrained(kept)
+    (kept / "done").touch()
+    return dense
+
+
+def importance_of(
+    dense: Any,  # noqa: ANN401 - of transformers
+    rows: EncodedRows,
+    folder: Path,
+    on_step: OnStep = lambda _done, _total: None,
+) -> dict[str, Tensor]:
+    """Return the importance of hidden units on the training rows, or what was kept of it."""
+    path = folder / "importance.safetensors"
+    if path.exists():
+        return load_file(path)
+    total = -(-len(rows) // IMPORTANCE_ROWS)
+
+    def watched() -> Any:  # noqa: ANN401 - batches
+        for done, batch in enumerate(rows.in_order(IMPORTANCE_ROWS)):
+            yield batch
+            on_step(done + 1, total)
+
+    found = hidden_unit_importance(dense, watched())
+    beside = path.with_suffix(".tmp")
+    save_file(found, beside)
+    beside.replace(path)
+    return found

@@ -1,0 +1,185 @@
+"""The report of a study on GLUE: a finding, tables, and the scores of each seed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_benchmarks._experiments._row import Row
+from moe_benchmarks._language._students import DENSE
+from moe_benchmarks._language._summary import (
+    estimate,
+    kept_share,
+    main_scores,
+    paired_difference,
+    variant_name,
+    variants,
+)
+from moe_benchmarks._language._tasks import TASKS
+from moe_benchmarks._report._style import BLUE, GREY, figure_named, to_svg
+from moe_benchmarks._report._template import environment as templates
+from moe_benchmarks._study_report._document import Cell, Figure, Line, Section, Table
+from moe_benchmarks._study_report._markdown import to_markdown
+
+SEARCHED, BASELINES = "comet+", ("hash", "hash-balanced", "top-k", "dselect-k", "comet")
+
+
+def render_language(rows: Sequence[Row]) -> tuple[str, str]:
+    """Return the report of rows of any tasks, as one HTML page and as Markdown."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    by_task = {task: [row for row in rows if row["task"] == task] for task in tasks}
+    findings = [(task, _slug(task), finding(some)) for task, some in by_task.items()]
+    sections = [section for task, some in by_task.items() for section in _sections(task, some)]
+    places = list(dict.fromkeys(_place(row) for row in rows))
+    made_with = [(f"made-with-{number}", place) for number, place in enumerate(places)]
+    title = f"Sparse models from a dense one: {', '.join(tasks)}"
+    page = templates("moe_benchmarks._study_report").get_template("study.html.j2")
+    html = page.render(title=title, findings=findings, sections=sections, made_with=made_with)
+    return html, to_markdown(title, findings, sections, made_with)
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """Say in sentences what the rows of one task have shown, whichever is ahead."""
+    dense = main_scores(rows, DENSE)
+    kept = {
+        variant_name(each): kept_share(main_scores(rows, each), dense)
+        for each in variants(rows)
+        if each != DENSE
+    }
+    shares = {name: share for name, share in kept.items() if share is not None}
+    parts = []
+    if shares:
+        best = max(shares, key=lambda name: shares[name])
+        parts.append(
+            f"{best} keeps most of the dense model's {_metric(rows)} with {_width(rows):.0%} of "
+            f"its feed-forward width a token: {shares[best]:.1%}."
+        )
+    for other in ("hash", "top-k"):
+        apart = paired_difference(main_scores(rows, SEARCHED), main_scores(rows, other))
+        if apart is None:
+            continue
+        name = variant_name(other)
+        if apart.excludes_zero:
+            word = "ahead of" if apart.value > 0 else "behind"
+            parts.append(f"COMET+ is {word} {name} by {apart.text(signed=True)} points.")
+        else:
+            parts.append(
+                f"COMET+ and {name} are not told apart by {apart.num_seeds} "
+                f"{'seed' if apart.num_seeds == 1 else 'seeds'}: {apart.text(signed=True)} points."
+            )
+    return " ".join(parts) or "Only the dense model was trained yet."
+
+
+def _sections(task: str, rows: Sequence[Row]) -> list[Section]:
+    about = rows[0]
+    where = "development rows" if about["settings"]["evaluate_on"] == "dev" else "held-out rows"
+    intro = (
+        f"{about['rows']} {where}, {about['train_rows']} training rows. Scores are "
+        f"{_metric(rows)}, times 100, mean over seeds with a 95 % interval (Student's t). Sparse "
+        "models are scored with hard routing, one expert a token, as they would be served."
+    )
+    sections = [
+        Section(task, _slug(task), 2, [finding(rows)]),
+        Section("Scores", paragraphs=[intro], table=_scores(rows), figures=[_figure(task, rows)]),
+    ]
+    differences = _differences(rows)
+    if differences.lines:
+        note = "Paired by seed: both had the same dense model, importance and order of rows."
+        sections.append(Section("COMET+ less another", table=differences, note=note))
+    searches = _searches(rows)
+    if searches.lines:
+        note = (
+            "Mean squared distance of a token's state from the dense model's, on tokens that the "
+            "search had not seen; the gain as a share of what was there on the searched ones."
+        )
+        sections.append(Section("What the searches found", table=searches, note=note))
+    return sections
+
+
+def _scores(rows: Sequence[Row]) -> Table:
+    dense = main_scores(rows, DENSE)
+    lines = []
+    for variant in variants(rows):
+        hard, trained = (main_scores(rows, variant, routing=each) for each in ("hard", "trained"))
+        kept = kept_share(hard, dense)
+        some = [row for row in rows if row["variant"] == variant]
+        experts = [
+            np.mean(row["routing"]["trained"]["experts_per_token"])
+            for row in some
+            if "routing" in row
+        ]
+        lines.append(
+            Line(
+                [
+                    Cell(variant_name(variant)),
+                    Cell(estimate(list(hard.values())).text(), is_bold=variant != DENSE),
+                    Cell("" if kept is None or variant == DENSE else f"{kept:.1%}"),
+                    Cell("" if variant == DENSE else estimate(list(trained.values())).text()),
+                    Cell(f"{np.mean(experts):.2f}" if experts else ""),
+                    Cell(str(len(hard))),
+                ]
+            )
+        )
+    header = ["", _metric(rows), "of the dense", "as trained", "experts a token, as trained"]
+    return Table([*header, "seeds"], lines)
+
+
+def _differences(rows: Sequence[Row]) -> Table:
+    lines = []
+    for other in BASELINES:
+        apart = paired_difference(main_scores(rows, SEARCHED), main_scores(rows, other))
+        if apart is not None:
+            cells = [Cell(variant_name(other)), Cell(apart.text(signed=True))]
+            lines.append(Line([*cells, Cell(str(apart.num_seeds))]))
+    return Table(["", f"difference in {_metric(rows)}", "seeds"], lines)
+
+
+def _searches(rows: Sequence[Row]) -> Table:
+    found = [each for row in rows for each in row.get("searches", [])]
+    lines = []
+    for layer in dict.fromkeys(each["layer"] for each in found):
+        for epoch in sorted({each["epoch"] for each in found}):
+            some = [each for each in found if (each["layer"], each["epoch"]) == (layer, epoch)]
+            if some:
+                share = np.mean([each["gain"] / each["cost_before"] for each in some])
+                moved = np.mean([each["num_moved"] for each in some])
+                cells = [layer, str(epoch), f"{share:.2%}", f"{moved:.1f}", str(len(some))]
+                lines.append(Line([Cell(each) for each in cells]))
+    return Table(["layer", "epochs before", "gain", "experts moved", "searches"], lines)
+
+
+def _figure(task: str, rows: Sequence[Row]) -> Figure:
+    name = f"scores-{_slug(task)}"
+    with figure_named(name) as figure:
+        axes = figure.subplots()
+        present = variants(rows)
+        for place, variant in enumerate(present):
+            values = [100 * each for each in main_scores(rows, variant).values()]
+            colour = GREY if variant == DENSE else BLUE
+            axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5)
+            axes.plot(np.mean(values), place, "|", color=colour, markersize=22, markeredgewidth=2)
+        axes.set_yticks(range(len(present)), [variant_name(each) for each in present])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{_metric(rows)}, times 100")
+        svg = to_svg(figure, name)
+    return Figure(svg, "A point is a seed, a bar the mean; hard routing.")
+
+
+def _metric(rows: Sequence[Row]) -> str:
+    names = {"matthews": "Matthews correlation", "f1": "F1"}
+    score = TASKS[rows[0]["task"]].main_score
+    return names.get(score, score)
+
+
+def _width(rows: Sequence[Row]) -> float:
+    """Return the share of the dense layers' hidden units that a token passes through."""
+    layers = [each for row in rows for each in row.get("layers", [])]
+    return float(np.mean([each["expert_units"] / each["hidden_units"] for each in layers]))
+
+
+def _slug(task: str) -> str:
+    return task.lower()
+
+
+def _place(row: Row) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    return f"{versions}; {row['device']}; commit {row['commit']}"

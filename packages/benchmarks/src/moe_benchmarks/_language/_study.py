@@ -1,0 +1,190 @@
+"""All models of one seed: the dense one, and a sparse one for each router, as result rows."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from moe_benchmarks._experiments._row import Row, made_with
+from moe_benchmarks._files import write_json
+from moe_benchmarks._language._batches import EncodedRows
+from moe_benchmarks._language._dense import fine_tuned, importance_of, load_tokenizer
+from moe_benchmarks._language._distil import Distilled, distil
+from moe_benchmarks._language._glue import Sentences, read_glue
+from moe_benchmarks._language._settings import LanguageSettings
+from moe_benchmarks._language._students import DENSE, STUDENTS
+from moe_benchmarks._language._tasks import TASKS
+from moe_benchmarks._language._training import OnStep, scores_of
+from moe_benchmarks._resumable import row_order
+from moe_runtime import Watcher, hard_routing
+
+HELD_OUT = 10  # one row in so many
+ROWS, SETTINGS = "rows.jsonl", "settings.json"
+
+
+class Cell(NamedTuple):
+    """One model of a study."""
+
+    seed: int
+    variant: str
+
+
+class LanguageStudy:
+    """A task's data and the folder of a study; each model is trained once, whatever interrupts.
+
+    Parameters
+    ----------
+    settings
+        The same for all models; a folder that holds others is refused.
+    model
+        A local folder, or a name on the hub.
+    folder
+        For the rows, and for each seed's dense model.
+    data_dir
+        The folder that has GLUE's.
+    """
+
+    def __init__(
+        self, settings: LanguageSettings, model: str, folder: Path, data_dir: Path
+    ) -> None:
+        self.settings, self.model, self.folder = settings, model, folder
+        self.task = TASKS[settings.task]
+        train, dev = read_glue(self.task, data_dir)
+        train, dev = _chosen_rows(train, dev, settings)
+        tokenizer = load_tokenizer(model)
+        self.train, self.dev = (
+            EncodedRows(
+                tokenizer,
+                rows,
+                max_length=settings.max_length,
+                is_number=not self.task.labels,
+            )
+            for rows in (train, dev)
+        )
+        _claim(folder, settings, self.train)
+
+    def rows(self) -> list[Row]:
+        """Return the rows so far."""
+        path = self.folder / ROWS
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """List the cells that have no row yet."""
+        done = {(row["seed"], row["variant"]) for row in self.rows()}
+        return [cell for cell in cells if tuple(cell) not in done]
+
+    def run(self, cell: Cell, on_step: Callable[[str, int, int], None]) -> Row:
+        """Train one model, score it, and append its row."""
+        begin = time.perf_counter()
+
+        def during(stage: str) -> OnStep:
+            return lambda done, total: on_step(stage, done, total)
+
+        home = self.folder / f"seed-{cell.seed}"
+        home.mkdir(parents=True, exist_ok=True)
+        dense = fine_tuned(
+            self.model,
+            self.train,
+            self.settings,
+            home,
+            seed=cell.seed,
+            on_step=during("fine-tuning the dense model"),
+        )
+        if cell.variant == DENSE:
+            scores = scores_of(dense, self.dev, self.task, hard=False)
+            found: dict[str, Any] = {"scores": {"trained": scores, "hard": scores}}
+        else:
+            importance = importance_of(dense, self.train, home, during("importance"))
+            distilled = distil(
+                dense,
+                STUDENTS[cell.variant],
+                importance,
+                self.train,
+                self.settings,
+                seed=cell.seed,
+                on_step=during(f"distilling, {STUDENTS[cell.variant].name}"),
+            )
+            found = self._found(distilled)
+        row = {
+            "task": self.task.name,
+            "variant": cell.variant,
+            "seed": cell.seed,
+            "settings": self.settings.to_dict(),
+            "train_rows": len(self.train),
+            "rows": len(self.dev),
+            **found,
+            "seconds": time.perf_counter() - begin,
+            **made_with(),
+        }
+        with (self.folder / ROWS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        return row
+
+    def _found(self, distilled: Distilled) -> dict[str, Any]:
+        model = distilled.model
+        return {
+            "scores": {
+                routing: scores_of(model, self.dev, self.task, hard=routing == "hard")
+                for routing in ("trained", "hard")
+            },
+            "routing": _routing(model, self.dev),
+            "losses": distilled.losses,
+            "searches": [asdict(each) for each in distilled.searches],
+            "layers": [asdict(each) for each in distilled.conversion.layers],
+            "num_parameters": distilled.conversion.num_parameters,
+            "num_parameters_before": distilled.conversion.num_parameters_before,
+        }
+
+
+def _routing(model: nn.Module, rows: EncodedRows) -> dict[str, Any]:
+    """Say what the routers do with the rows, as trained, and how many experts hard ones use."""
+    numbers = {}
+    for routing in ("trained", "hard"):
+        with Watcher(model) as watcher, torch.no_grad():
+            model.eval()
+            for batch in rows.in_order(64):
+                if routing == "hard":
+                    with hard_routing(model):
+                        model(**batch)
+                else:
+                    model(**batch)
+        read = watcher.compute()
+        layers = [f"{name}" for name in watcher.loads()]
+        numbers[routing] = {
+            "experts_per_token": [read[f"{name}/experts_per_row"] for name in layers],
+            "load": [each.tolist() for each in watcher.loads().values()],
+        }
+    return numbers
+
+
+def _chosen_rows(
+    train: Sentences, dev: Sentences, settings: LanguageSettings
+) -> tuple[Sentences, Sentences]:
+    """Take the rows that are trained on, and those that are scored."""
+    order = row_order(0, 0, len(train)).tolist()
+    if settings.evaluate_on == "held-out":
+        num_held = len(train) // HELD_OUT
+        dev, order = train.take(order[:num_held]), order[num_held:]
+    if settings.train_rows is not None:
+        order = order[: settings.train_rows]
+    return train.take(order), dev
+
+
+def _claim(folder: Path, settings: LanguageSettings, rows: EncodedRows) -> None:
+    """Make a folder this study's, or refuse another one's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {**settings.to_dict(), "num_rows": len(rows)}
+    path = folder / SETTINGS
+    if not path.exists():
+        write_json(path, wanted)
+    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
+        msg = f"{folder} holds a study with other settings; choose another folder with --out."
+        raise ValueError(msg)

@@ -1,0 +1,55 @@
+"""A miniature BERT with a tokenizer, and a task in GLUE's layout that it can learn."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+WORDS = ["good", "bad", "fine", "poor", "nice", "awful", "the", "film", "was", "a", "plot", "so"]
+GOOD = {"good", "fine", "nice"}
+
+
+def require_transformers() -> None:
+    """Skip where the extra is not installed."""
+    reason = "needs the extra: pip install 'moe-benchmarks[nlp]'"
+    pytest.importorskip("transformers", reason=reason)
+
+
+def write_model(folder: Path) -> Path:
+    """Write a BERT of two layers, as a user's own folder has it."""
+    require_transformers()
+    import transformers  # noqa: PLC0415 - an extra
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=32,
+    )
+    transformers.set_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def write_glue(data: Path, *, num_train: int = 60, num_dev: int = 30) -> Path:
+    """Write CoLA and SST-2: a sentence is right where most of its judging words are good."""
+    random = Random(0)  # noqa: S311 - the same data each time
+    for name, count in (("train", num_train), ("dev", num_dev)):
+        rows = []
+        for _ in range(count):
+            words = [random.choice(WORDS[:6]), *random.choices(WORDS[6:], k=random.randint(1, 6))]
+            random.shuffle(words)
+            rows.append((" ".join(words), int(bool(GOOD & set(words)))))
+        for task in ("CoLA", "SST-2"):
+            (data / "glue" / task).mkdir(parents=True, exist_ok=True)
+        cola = "".join(f"gj04\t{label}\t\t{text}\n" for text, label in rows)
+        (data / "glue" / "CoLA" / f"{name}.tsv").write_text(cola, encoding="utf-8")
+        sst = "sentence\tlabel\n" + "".join(f"{text} \t{label}\n" for text, label in rows)
+        (data / "glue" / "SST-2" / f"{name}.tsv").write_text(sst, encoding="utf-8")
+    return data

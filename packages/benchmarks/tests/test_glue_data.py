@@ -1,0 +1,109 @@
+"""GLUE's files and scores."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _language import write_glue, write_model
+
+from moe_benchmarks._data._dataset import DataError
+from moe_benchmarks._language._batches import EncodedRows
+from moe_benchmarks._language._dense import load_tokenizer
+from moe_benchmarks._language._glue import Sentences, read_glue
+from moe_benchmarks._language._tasks import TASKS
+
+HEADERS = {
+    "MRPC": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", '1\t7\t8\tHe said "no.\tHe said no.'),
+    "RTE": ("index\tsentence1\tsentence2\tlabel", "0\tIt rains.\tIt is wet.\tentailment"),
+    "WNLI": ("index\tsentence1\tsentence2\tlabel", "0\tIt rains.\tIt is wet.\t1"),
+    "QNLI": ("index\tquestion\tsentence\tlabel", "0\tWhy?\tBecause.\tnot_entailment"),
+    "QQP": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\tWhy?\tHow?\t0"),
+    "STS-B": ("index\tsentence1\tsentence2\tscore", "0\tIt rains.\tIt is wet.\t3.800"),
+    "MNLI": ("index\tsentence1\tsentence2\tgold_label", "0\tIt rains.\tIt is dry.\tcontradiction"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_each_task_is_read(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "glue" / name
+    folder.mkdir(parents=True)
+    task = TASKS[name]
+    for file in ("train.tsv", task.dev_file):
+        (folder / file).write_text("\n".join(HEADERS[name]) + "\r\n", encoding="utf-8")
+    train, dev = read_glue(task, tmp_path)
+    labels = {"QNLI": 1.0, "QQP": 0.0, "STS-B": 3.8, "RTE": 0.0, "MNLI": 2.0}
+    assert train.labels == dev.labels == [labels.get(name, 1.0)]
+    assert len(train) == 1
+    assert train.second is not None
+    if name == "MRPC":
+        assert train.first == ['He said "no.'], "quotation marks are part of a sentence"
+
+
+def test_a_single_sentence_without_header(tmp_path: Path) -> None:
+    train, dev = read_glue(TASKS["CoLA"], write_glue(tmp_path, num_train=60, num_dev=30))
+    assert (len(train), len(dev)) == (60, 30)
+    assert train.second is None
+    assert set(train.labels) == {0.0, 1.0}
+    assert train.take([3, 1]).first == [train.first[3], train.first[1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sentence\tsentiment\nfine\t1\n", r"has no column \['label'\] in its header"),
+        ("sentence\tlabel\nfine\t1\nbad\n", "row 2: 1 columns, 2 are needed"),
+        ("sentence\tlabel\nfine\t1\nbad\t2\n", r"row 2: the label must be one of \['0', '1'\]"),
+        ("sentence\tlabel\n", "has no rows"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    write_glue(tmp_path)
+    path = tmp_path / "glue" / "SST-2" / "train.tsv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as raised:
+        read_glue(TASKS["SST-2"], tmp_path)
+    assert str(path) in str(raised.value)
+    path.write_bytes(b"sentence\tlabel\n\xff\t1\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_glue(TASKS["SST-2"], tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"MOE_BENCH_DATA name the folder that holds glue/SST-2"):
+        read_glue(TASKS["SST-2"], tmp_path)
+
+
+def test_scores_are_the_official_ones() -> None:
+    logits = np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    labels = [0.0, 1.0, 0.0, 1.0]
+    assert TASKS["CoLA"].score(logits, labels) == {"matthews": 0.0}
+    found = TASKS["MRPC"].score(logits, [0.0, 1.0, 0.0, 0.0])
+    assert found == {"accuracy": 0.75, "f1": pytest.approx(2 / 3)}
+    numbers = np.array([[1.0], [2.0], [4.0]])
+    correlations = TASKS["STS-B"].score(numbers, [1.0, 3.0, 2.0])
+    assert correlations["spearman"] == pytest.approx(0.5)
+    assert correlations["pearson"] == pytest.approx(np.corrcoef([1, 2, 4], [1, 3, 2])[0, 1])
+    assert TASKS["STS-B"].score(np.ones((3, 1)), [1.0, 3.0, 2.0])["pearson"] == 0.0
+
+
+def test_batches_hold_every_row_once_padded_to_the_longest(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(write_model(tmp_path)))
+    sentences = Sentences(["the film", "a", "so so so good"] * 7, None, [0.0, 1.0, 2.0] * 7)
+    rows = EncodedRows(tokenizer, sentences, max_length=5, is_number=False)
+    assert rows.lengths.tolist() == [4, 3, 5] * 7, "with the two special tokens, at most 5"
+    batches = list(rows.shuffled(4, seed=1, epoch=0))
+    assert sorted(label for batch in batches for label in batch["labels"].tolist()) == sorted(
+        rows.labels.tolist()
+    )
+    for batch in batches:
+        lengths = batch["attention_mask"].sum(1)
+        assert int(lengths.max()) == batch["input_ids"].shape[1]
+        assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == 0)
+    again = list(rows.shuffled(4, seed=1, epoch=0))
+    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(batches, again, strict=True))
+    other = list(rows.shuffled(4, seed=1, epoch=1))
+    assert any(
+        a["labels"].tolist() != b["labels"].tolist() for a, b in zip(batches, other, strict=True)
+    )
+    together = torch.cat([batch["labels"] for batch in rows.in_order(4)])
+    assert torch.equal(together, rows.labels)
+    assert sum(rows.token_counts.values()) == int(rows.lengths.sum())

@@ -1,0 +1,205 @@
+"""`moe-bench glue`: a dense model, sparse ones made from it, and a report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _language import require_transformers, write_glue, write_model
+from _tiny import Run
+
+from moe_benchmarks._language import _study
+from moe_benchmarks._language._dense import fine_tuned
+from moe_benchmarks._language._distil import distil
+from moe_benchmarks._language._report import finding, render_language
+from moe_benchmarks._language._settings import LanguageSettings
+from moe_benchmarks._language._students import STUDENTS
+from moe_benchmarks._language._study import Cell, LanguageStudy
+from moe_benchmarks._language._summary import estimate, kept_share, paired_difference
+
+OPTIONS = ("--epochs=1", "--distil-epochs=2", "--batch-size=16", "--seeds=2")
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Return arguments that name a miniature model and data."""
+    require_transformers()
+    folder = tmp_path_factory.mktemp("language")
+    write_glue(folder)
+    return f"--model={write_model(folder / 'model')}", f"--data-dir={folder}"
+
+
+@pytest.fixture(scope="session")
+def finished(
+    given: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, moe_bench: Run
+) -> Path:
+    out = tmp_path_factory.mktemp("glue") / "out"
+    done = moe_bench("glue", "CoLA", *given, f"--out={out}", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def numbers(rows: list[dict[str, Any]]) -> list[Any]:
+    kept = ("seed", "variant", "scores", "losses", "searches", "routing")
+    return [{name: row.get(name) for name in kept} for row in rows]
+
+
+def test_every_router_has_a_row_for_each_seed(finished: Path) -> None:
+    rows = rows_of(finished)
+    expected = [(seed, variant) for seed in (0, 1) for variant in ("dense", *STUDENTS)]
+    assert [(row["seed"], row["variant"]) for row in rows] == expected
+    for row in rows:
+        assert row["rows"] == 30
+        assert row["train_rows"] == 60
+        assert -1 <= row["scores"]["hard"]["matthews"] <= 1
+        if row["variant"] == "dense":
+            continue
+        assert [layer["expert_units"] for layer in row["layers"]] == [12, 12]
+        assert row["routing"]["hard"]["experts_per_token"] == pytest.approx([1.0, 1.0])
+        assert len(row["losses"]) == 2
+        searched = row["variant"] == "comet+"
+        assert [each["epoch"] for each in row["searches"]] == ([0, 0, 1, 1] if searched else [])
+    hashed = [row["routing"]["hard"]["load"] for row in rows if row["variant"] == "hash"]
+    assert hashed[0] != hashed[1], "each seed has its table"
+    assert hashed[0][0] != hashed[0][1], "and each layer"
+
+
+def test_a_second_call_trains_nothing(
+    finished: Path, given: tuple[str, str], moe_bench: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (finished / "rows.jsonl").read_bytes()
+    monkeypatch.setattr(_study, "distil", None)
+    monkeypatch.setattr(_study, "fine_tuned", None)
+    done = moe_bench("glue", "CoLA", *given, f"--out={finished}", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert (finished / "rows.jsonl").read_bytes() == before
+
+
+def test_interrupted_runs_end_with_the_same_numbers(
+    finished: Path, given: tuple[str, str], moe_bench: Run, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    arguments = ("glue", "CoLA", *given, f"--out={tmp_path / 'out'}", *OPTIONS, "--seeds=1")
+    calls: list[Any] = []
+
+    def interrupted(function: Any, stops: set[int]) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            calls.append(function)
+            if len(calls) in stops:
+                raise KeyboardInterrupt
+            return function(*given, **options)
+
+        return call
+
+    monkeypatch.setattr(_study, "fine_tuned", interrupted(fine_tuned, {1}))
+    monkeypatch.setattr(_study, "distil", interrupted(distil, {4, 10}))
+    ends = []
+    while (done := moe_bench(*arguments)).returncode == 130:
+        ends.append(done.stdout)
+    assert len(ends) == 3
+    assert "The same command continues it." in ends[0]
+    assert numbers(rows_of(tmp_path / "out")) == numbers(rows_of(finished)[: 1 + len(STUDENTS)])
+
+
+def test_another_study_in_the_folder_is_refused(
+    finished: Path, given: tuple[str, str], moe_bench: Run
+) -> None:
+    done = moe_bench("glue", "CoLA", *given, f"--out={finished}", *OPTIONS, "--gamma=3")
+    assert done.returncode == 2
+    assert "holds a study with other settings" in done.stderr
+
+
+def test_held_out_rows_are_training_rows_that_are_not_trained_on(
+    given: tuple[str, str], tmp_path: Path
+) -> None:
+    model, data = (argument.split("=", 1)[1] for argument in given)
+    settings = LanguageSettings("SST-2", evaluate_on="held-out", train_rows=40)
+    study = LanguageStudy(settings, model, tmp_path, Path(data))
+    assert (len(study.train), len(study.dev)) == (40, 6)
+
+
+def test_the_report_shows_what_is_in_the_rows(finished: Path) -> None:
+    html = (finished / "report.html").read_text(encoding="utf-8")
+    markdown = (finished / "report.md").read_text(encoding="utf-8")
+    for text in (html, markdown):
+        for word in ("COMET+", "Hash, balanced", "Matthews correlation", "30 development rows"):
+            assert word in text
+    assert html.count("<svg") == 1
+    assert 'src="http' not in html
+
+
+def row(variant: str, seed: int, score: float) -> dict[str, Any]:
+    layers = [{"expert_units": 12, "hidden_units": 48}]
+    scores = {routing: {"accuracy": score} for routing in ("trained", "hard")}
+    about = {"task": "SST-2", "rows": 10, "train_rows": 20, "settings": {"evaluate_on": "dev"}}
+    place = {"versions": {"torch": "2"}, "device": "none", "commit": None}
+    layers = [] if variant == "dense" else layers
+    return {**about, **place, "variant": variant, "seed": seed, "scores": scores, "layers": layers}
+
+
+def test_the_finding_says_who_is_ahead_and_who_is_not_told_apart() -> None:
+    rows = [row("dense", seed, 0.9) for seed in range(3)]
+    rows += [row("hash", seed, 0.7 + 0.001 * seed) for seed in range(3)]
+    rows += [row("top-k", seed, 0.8 + 0.1 * (seed - 1)) for seed in range(3)]
+    rows += [row("comet+", seed, 0.8) for seed in range(3)]
+    text = finding(rows)
+    assert "COMET+ is ahead of Hash by +9.9 [+9.7, +10.1] points." in text
+    assert "COMET+ and Top-k are not told apart by 3 seeds: +0.0 [-24.8, +24.8] points." in text
+    assert "with 25% of its feed-forward width a token: 88.9%" in text
+    assert finding(rows[:3]) == "Only the dense model was trained yet."
+    html, _ = render_language([*rows, *(each | {"task": "RTE"} for each in rows)])
+    assert html.count("<svg") == 2
+
+
+def test_estimates() -> None:
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.value == 2.0
+    assert found.high - found.value == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
+    assert estimate([0.5]).text() == "50.0"
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    assert kept_share({0: 0.4, 1: 9.0}, {0: 0.8}) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--routers=comet,best",), "`--routers` must be among"),
+        (("--batch-size=0",), "`batch_size` must be >= 1, got 0"),
+        (("--last-gamma=0",), "`last_gamma` must be a finite number > 0, got 0.0"),
+        (("--train-rows=3",), "`train_rows` must be >= 20, got 3"),
+        (("--width=40", "--shared=2"), "must be such that 4 experts find"),
+        (("--data-dir=/nowhere",), "CoLA needs /nowhere/glue/CoLA/train.tsv"),
+    ],
+)
+def test_bad_options_are_named(
+    options: tuple[str, ...], message: str, given: tuple[str, str], moe_bench: Run, tmp_path: Path
+) -> None:
+    done = moe_bench("glue", "CoLA", *given, f"--out={tmp_path}", "--seeds=1", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_an_unknown_task_is_named(given: tuple[str, str], moe_bench: Run, tmp_path: Path) -> None:
+    done = moe_bench("glue", "AX", *given, f"--out={tmp_path}")
+    assert done.returncode == 2
+    assert "`task` must be one of ['CoLA'," in done.stderr
+
+
+def test_a_small_dense_layer_is_learned_by_its_copies(
+    given: tuple[str, str], tmp_path: Path
+) -> None:
+    """With experts as wide as the layer, the sparse model begins as the dense one."""
+    model, data = (argument.split("=", 1)[1] for argument in given)
+    settings = LanguageSettings(
+        "SST-2", width=48, num_shared=48, distil_epochs=1, epochs=1, distil_learning_rate=1e-9
+    )
+    study = LanguageStudy(settings, model, tmp_path, Path(data))
+    rows = [study.run(Cell(0, each), lambda *_: None) for each in ("dense", "hash", "comet")]
+    assert rows[1]["scores"]["hard"] == rows[0]["scores"]["hard"] == rows[2]["scores"]["hard"]
+    assert torch.tensor([each["error"] for each in rows[1]["layers"]]).max() < 1e-6
