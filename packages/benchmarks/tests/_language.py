@@ -37,7 +37,7 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def write_glue(data: Path, *, num_train: int = 60, num_dev: int = 30) -> Path:
+def write_glue(data: Path, *, num_train: int = 120, num_dev: int = 30) -> Path:
     """Write CoLA and SST-2: a sentence is right where most of its judging words are good."""
     random = Random(0)  # noqa: S311 - the same data each time
     for name, count in (("train", num_train), ("dev", num_dev)):

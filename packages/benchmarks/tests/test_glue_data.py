@@ -41,8 +41,8 @@ def test_each_task_is_read(name: str, tmp_path: Path) -> None:
 
 
 def test_a_single_sentence_without_header(tmp_path: Path) -> None:
-    train, dev = read_glue(TASKS["CoLA"], write_glue(tmp_path, num_train=60, num_dev=30))
-    assert (len(train), len(dev)) == (60, 30)
+    train, dev = read_glue(TASKS["CoLA"], write_glue(tmp_path, num_train=120, num_dev=30))
+    assert (len(train), len(dev)) == (120, 30)
     assert train.second is None
     assert set(train.labels) == {0.0, 1.0}
     assert train.take([3, 1]).first == [train.first[3], train.first[1]]

@@ -18,7 +18,9 @@ from moe_benchmarks._language._students import STUDENTS
 from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_benchmarks._language._summary import estimate, kept_share, paired_difference
 
-OPTIONS = ("--epochs=1", "--distil-epochs=2", "--batch-size=16", "--seeds=2")
+OPTIONS = (
+    "--epochs=8", "--learning-rate=0.005", "--distil-epochs=2", "--batch-size=8", "--seeds=2",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -56,9 +58,11 @@ def test_every_router_has_a_row_for_each_seed(finished: Path) -> None:
     assert [(row["seed"], row["variant"]) for row in rows] == expected
     for row in rows:
         assert row["rows"] == 30
-        assert row["train_rows"] == 60
+        assert row["train_rows"] == 120
+        assert "transformers" in row["versions"]
         assert -1 <= row["scores"]["hard"]["matthews"] <= 1
         if row["variant"] == "dense":
+            assert row["scores"]["hard"]["matthews"] > 0.5, "the task can be learned"
             continue
         assert [layer["expert_units"] for layer in row["layers"]] == [12, 12]
         assert row["routing"]["hard"]["experts_per_token"] == pytest.approx([1.0, 1.0])
@@ -121,7 +125,7 @@ def test_held_out_rows_are_training_rows_that_are_not_trained_on(
     model, data = (argument.split("=", 1)[1] for argument in given)
     settings = LanguageSettings("SST-2", evaluate_on="held-out", train_rows=40)
     study = LanguageStudy(settings, model, tmp_path, Path(data))
-    assert (len(study.train), len(study.dev)) == (40, 6)
+    assert (len(study.train), len(study.dev)) == (40, 12)
 
 
 def test_the_report_shows_what_is_in_the_rows(finished: Path) -> None:

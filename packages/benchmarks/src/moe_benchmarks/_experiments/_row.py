@@ -108,12 +108,15 @@ def row_head(
     }
 
 
-def made_with() -> dict[str, Any]:
-    """Return what numbers were made with: the commit, the versions and the device."""
+def made_with(*others: str) -> dict[str, Any]:
+    """Return what numbers were made with: the commit, the versions and the device.
+
+    `others` are packages that are named besides our own, PyTorch and NumPy.
+    """
     return {
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in PACKAGES},
+        | {name: version(name) for name in (*PACKAGES, *others)},
         "device": _device(),
     }
 

@@ -18,8 +18,8 @@ class LanguageSettings:
     task : str
         A task of GLUE.
     evaluate_on : {"dev", "held-out"}
-        The development rows; or a tenth of the training rows, which are then not trained on: what
-        settings are chosen on.
+        The development rows; or a tenth of the training rows, 1000 at most, which are then not
+        trained on: what settings are chosen on.
     train_rows : int or None
         Use so many training rows, drawn with `seed` 0 in every run; None takes all.
     max_length : int

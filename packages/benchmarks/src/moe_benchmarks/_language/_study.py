@@ -7,9 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from moe_benchmarks._experiments._row import Row, made_with
 from moe_benchmarks._files import write_json
 from moe_benchmarks._language._batches import EncodedRows
@@ -21,9 +18,10 @@ from moe_benchmarks._language._students import DENSE, STUDENTS
 from moe_benchmarks._language._tasks import TASKS
 from moe_benchmarks._language._training import OnStep, scores_of
 from moe_benchmarks._resumable import row_order
-from moe_runtime import Watcher, hard_routing
+from moe_runtime import Watcher
 
-HELD_OUT = 10  # one row in so many
+# Rows that are held out: one in so many, and no more than tell settings apart.
+HELD_OUT, MOST_HELD_OUT = 10, 1000
 ROWS, SETTINGS = "rows.jsonl", "settings.json"
 
 
@@ -122,20 +120,25 @@ class LanguageStudy:
             "rows": len(self.dev),
             **found,
             "seconds": time.perf_counter() - begin,
-            **made_with(),
+            **made_with("transformers"),
         }
         with (self.folder / ROWS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         return row
 
     def _found(self, distilled: Distilled) -> dict[str, Any]:
-        model = distilled.model
+        scores, routing = {}, {}
+        for how in ("trained", "hard"):
+            with Watcher(distilled.model) as watcher:
+                scores[how] = scores_of(distilled.model, self.dev, self.task, hard=how == "hard")
+            numbers, loads = watcher.compute(), watcher.loads()
+            routing[how] = {
+                "experts_per_token": [numbers[f"{name}/experts_per_row"] for name in loads],
+                "load": [load.tolist() for load in loads.values()],
+            }
         return {
-            "scores": {
-                routing: scores_of(model, self.dev, self.task, hard=routing == "hard")
-                for routing in ("trained", "hard")
-            },
-            "routing": _routing(model, self.dev),
+            "scores": scores,
+            "routing": routing,
             "losses": distilled.losses,
             "searches": [asdict(each) for each in distilled.searches],
             "layers": [asdict(each) for each in distilled.conversion.layers],
@@ -144,34 +147,13 @@ class LanguageStudy:
         }
 
 
-def _routing(model: nn.Module, rows: EncodedRows) -> dict[str, Any]:
-    """Say what the routers do with the rows, as trained, and how many experts hard ones use."""
-    numbers = {}
-    for routing in ("trained", "hard"):
-        with Watcher(model) as watcher, torch.no_grad():
-            model.eval()
-            for batch in rows.in_order(64):
-                if routing == "hard":
-                    with hard_routing(model):
-                        model(**batch)
-                else:
-                    model(**batch)
-        read = watcher.compute()
-        layers = [f"{name}" for name in watcher.loads()]
-        numbers[routing] = {
-            "experts_per_token": [read[f"{name}/experts_per_row"] for name in layers],
-            "load": [each.tolist() for each in watcher.loads().values()],
-        }
-    return numbers
-
-
 def _chosen_rows(
     train: Sentences, dev: Sentences, settings: LanguageSettings
 ) -> tuple[Sentences, Sentences]:
     """Take the rows that are trained on, and those that are scored."""
     order = row_order(0, 0, len(train)).tolist()
     if settings.evaluate_on == "held-out":
-        num_held = len(train) // HELD_OUT
+        num_held = min(len(train) // HELD_OUT, MOST_HELD_OUT)
         dev, order = train.take(order[:num_held]), order[num_held:]
     if settings.train_rows is not None:
         order = order[: settings.train_rows]
