@@ -65,6 +65,23 @@ def test_the_penalty_is_in_the_loss_of_training_only(family: str) -> None:
     torch.testing.assert_close(trained, evaluated + penalty(model))
 
 
+def test_a_call_that_skips_every_layer_has_its_loss() -> None:
+    model, batch = transformer("gpt2")
+    convert(model, batch, router=comet, split=CopySplit())
+    model.transformer.h = nn.ModuleList()
+    assert model.train()(**batch).loss.isfinite()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_as_eager() -> None:
+    model, batch = transformer("bert")
+    convert(model, batch, router=comet, split=CopySplit())
+    expected = model.eval()(**batch)
+    found = torch.compile(model)(**batch)
+    torch.testing.assert_close(found.logits, expected.logits)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("router", [comet, hashed])
 def test_saved_and_loaded_to_the_bit(family: str, router: Any, tmp_path: Path) -> None:

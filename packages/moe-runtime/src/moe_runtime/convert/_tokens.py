@@ -102,7 +102,7 @@ class Tokens:
     def _add_penalty(self, module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
         """Add the penalty to the loss of a model of transformers, in training."""
         loss = getattr(output, "loss", None)
-        if module.training and isinstance(loss, Tensor):
+        if module.training and isinstance(loss, Tensor) and self.penalties:
             output.loss = loss + self.penalty(loss)  # type: ignore[attr-defined]
 
     def add(self, penalty: Tensor) -> None:
