@@ -50,7 +50,7 @@ class LanguageSettings:
     train_rows: int | None = None
     max_length: int = 128
     epochs: int = 3
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     distil_epochs: int = 5
     distil_learning_rate: float = 2e-4
     batch_size: int = 32
