@@ -138,6 +138,17 @@ def test_the_report_shows_what_is_in_the_rows(finished: Path) -> None:
     assert 'src="http' not in html
 
 
+def test_rows_alone_make_the_same_report(finished: Path, moe_bench: Run, tmp_path: Path) -> None:
+    done = moe_bench("report", str(finished), f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.md").read_bytes() == (finished / "report.md").read_bytes()
+    trial = '{"gate": "comet", "search": "exact", "trial": 0, "state": "failed"}'
+    (tmp_path / "other.jsonl").write_text(f"{trial}\n", encoding="utf-8")
+    done = moe_bench("report", str(finished), str(tmp_path / "other.jsonl"), f"--out={tmp_path}")
+    assert done.returncode == 2
+    assert "name those of one kind" in done.stderr
+
+
 def row(variant: str, seed: int, score: float) -> dict[str, Any]:
     layers = [{"expert_units": 12, "hidden_units": 48}]
     scores = {routing: {"accuracy": score} for routing in ("trained", "hard")}

@@ -40,8 +40,8 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def read_studies(places: Sequence[Path]) -> list[Row]:
-    """Read the rows of folders of studies, and of files.
+def read_studies(places: Sequence[Path], *forms: frozenset[str]) -> list[Row]:
+    """Read the rows of folders of studies, and of files; see `read_rows`.
 
     Raises
     ------
@@ -50,7 +50,8 @@ def read_studies(places: Sequence[Path]) -> list[Row]:
     ValueError
         If there is no row yet.
     """
-    rows = [row for place in places for row in read_rows(place / ROWS if place.is_dir() else place)]
+    files = [place / ROWS if place.is_dir() else place for place in places]
+    rows = [row for file in files for row in read_rows(file, *forms)]
     if not rows:
         msg = f"there is no result row in {', '.join(map(str, places))} yet."
         raise ValueError(msg)

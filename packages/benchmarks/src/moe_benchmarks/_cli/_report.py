@@ -7,22 +7,33 @@ import typer
 
 from moe_benchmarks._cli._common import fail, read_studies
 from moe_benchmarks._files import DamagedFileError, write_text
+from moe_benchmarks._language._report import render_language
+from moe_benchmarks._language._study import LANGUAGE
 from moe_benchmarks._study_report import render_study
+from moe_benchmarks._tune._storage import TRIAL
 
 HTML, MARKDOWN = "report.html", "report.md"
 
 
 def report(
     studies: Annotated[
-        list[Path], typer.Argument(help="Folders of `moe-bench tune`, or files of rows.")
+        list[Path],
+        typer.Argument(help="Folders of `moe-bench tune` or `moe-bench glue`, or files of rows."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the two pages.")],
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Sparse gates compared",
+    title: Annotated[
+        str, typer.Option(help="Heading of the page of studies of `tune`.")
+    ] = "Sparse gates compared",
 ) -> None:
     """Make one page of result rows, as HTML and as Markdown."""
     try:
-        rows = read_studies(studies)
-        html, markdown = render_study(rows, title=title)
+        rows = read_studies(studies, TRIAL, LANGUAGE)
+        of_language = [set(row) >= LANGUAGE for row in rows]
+        if any(of_language) and not all(of_language):
+            fail("studies of `tune` and of `glue` have a report each: name those of one kind.")
+        html, markdown = (
+            render_language(rows) if any(of_language) else render_study(rows, title=title)
+        )
         write_text(out / HTML, html)
         write_text(out / MARKDOWN, markdown)
     except (DamagedFileError, OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_benchmarks._experiments._row import Row, made_with
-from moe_benchmarks._files import write_json
+from moe_benchmarks._files import write_json, write_text
 from moe_benchmarks._language._batches import EncodedRows
 from moe_benchmarks._language._dense import fine_tuned, importance_of, load_tokenizer
 from moe_benchmarks._language._distil import Distilled, distil
@@ -18,11 +18,14 @@ from moe_benchmarks._language._students import DENSE, STUDENTS
 from moe_benchmarks._language._tasks import TASKS
 from moe_benchmarks._language._training import OnStep, scores_of
 from moe_benchmarks._resumable import row_order
+from moe_benchmarks._tune._storage import ROWS, read_rows
 from moe_runtime import Watcher
 
 # Rows that are held out: one in so many, and no more than tell settings apart.
 HELD_OUT, MOST_HELD_OUT = 10, 1000
-ROWS, SETTINGS = "rows.jsonl", "settings.json"
+SETTINGS = "settings.json"
+# Keys that every row of a study has.
+LANGUAGE = frozenset({"task", "variant", "seed", "scores"})
 
 
 class Cell(NamedTuple):
@@ -69,10 +72,7 @@ class LanguageStudy:
     def rows(self) -> list[Row]:
         """Return the rows so far."""
         path = self.folder / ROWS
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return read_rows(path, LANGUAGE) if path.exists() else []
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """List the cells that have no row yet."""
@@ -122,8 +122,8 @@ class LanguageStudy:
             "seconds": time.perf_counter() - begin,
             **made_with("transformers"),
         }
-        with (self.folder / ROWS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        rows = [*self.rows(), row]
+        write_text(self.folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
         return row
 
     def _found(self, distilled: Distilled) -> dict[str, Any]:

@@ -26,6 +26,8 @@ except ImportError:  # Windows has another way, and a study there is one process
 
 JOURNAL, ROWS, PLAN, LOCK = "journal.log", "rows.jsonl", "plan.json", "lock"
 NUMBER, ROW = "number", "row"
+# Keys that every row of a trial has.
+TRIAL = frozenset({"gate", "search", "trial", "state"})
 
 Row = dict[str, Any]
 
@@ -145,8 +147,11 @@ def write_rows(storage: BaseStorage, plan: StudyPlan, folder: Path) -> list[Row]
     return rows
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read result rows, naming the file and the line where one is damaged."""
+def read_rows(path: Path, *forms: frozenset[str]) -> list[Row]:
+    """Read result rows, naming the file and the line where one is damaged.
+
+    Each must have all the keys of one of the `forms`: those of a trial by default.
+    """
     rows = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -156,7 +161,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or {"gate", "search", "trial", "state"} - set(row):
+            if not isinstance(row, dict) or not any(form <= set(row) for form in forms or (TRIAL,)):
                 msg = "it is no result row"
                 raise ValueError(msg)  # noqa: TRY301 - told with the line, below
         except ValueError as error:
