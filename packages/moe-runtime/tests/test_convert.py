@@ -219,7 +219,7 @@ class TooHigh:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": "nothing"}, r"`names` must name dense .*\['layers.0', .* got 'nothing'"),
+        ({"names": "nothing"}, r"`names` must name feed-forward .*\['layers.0', .* got 'nothing'"),
         ({"router": lambda dim: CometRouter(dim, 5, k=1)}, "`num_experts` must divide the 24"),
         ({"router": lambda dim: CometRouter(dim + 1, 4, k=1)}, "over 9 features: `x` has shape"),
         (
@@ -291,6 +291,113 @@ def test_a_mask_of_other_tokens_is_refused() -> None:
         model(batch["input_ids"], torch.ones(3, 4))
     model(batch["input_ids"])  # and nothing of that call is left
     assert penalty(model) > 0
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    model = Model().requires_grad_(requires_grad=False)
+    convert(model, token_batch(), router=comet, split=RandomSplit())
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert trained
+    assert all("routers" in name for name in trained)
+
+
+def test_two_towers_have_both_penalties() -> None:
+    towers, batch = nn.ModuleList([Model().eval(), Model().eval()]), token_batch()
+    for tower in towers:
+        convert(tower, batch, router=comet, split=RandomSplit())
+        with pytest.raises(ValueError, match="must be a converted model that was called"):
+            penalty(tower)
+        tower(**batch)
+    torch.testing.assert_close(penalty(towers), penalty(towers[0]) + penalty(towers[1]))
+
+
+class Outer(nn.Module):
+    """A model around another that is told ids alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.last = Block()
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        x = self.inner.get_submodule("embedding")(batch["input_ids"])
+        output: Tensor = self.last(x).sum(-1, keepdim=True) + self.inner(**batch)
+        return output
+
+
+def test_a_model_around_a_converted_one() -> None:
+    model, batch = Outer(Model()).eval(), token_batch()
+    convert(model.inner, batch, router=comet, split=RandomSplit())
+    report = convert(model, batch, router=comet, split=CopySplit())
+    assert [each.name for each in report.layers] == ["last"]
+    assert report.num_tokens == int(batch["attention_mask"].sum())
+    model(**batch)
+    every = penalty(model)
+    model.inner(**batch)
+    assert every > penalty(model.inner) > 0
+
+
+def test_a_hash_router_without_ids_says_how_to_give_them() -> None:
+    model, x = nn.Sequential(nn.Identity(), Block()), torch.randn(2, 5, DIM)
+    with pytest.raises(ValueError, match=r"router_input|`ids_argument` of `convert`"):
+        convert(model, x, router=hashed, split=CopySplit())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"router": CometRouter(DIM, EXPERTS, k=1)}, "`router` must be a function"),
+        ({"router": nn.Linear}, r"`router\(dim\)` must be a Router"),
+        ({"split": RandomSplit}, "`split` must be a split, such as RandomSplit"),
+        ({"split": "random"}, "`split` must be a split"),
+        ({"names": ["layers.0"]}, "`names` must be a pattern of names"),
+    ],
+)
+def test_what_is_no_argument_is_named(options: dict[str, object], message: str) -> None:
+    arguments = {"router": comet, "split": RandomSplit(), **options}
+    if options.get("router") is nn.Linear:
+        arguments["router"] = lambda dim: nn.Linear(dim, 4)
+    with pytest.raises(TypeError, match=message):
+        convert(Model(), token_batch(), **arguments)  # type: ignore[arg-type]
+
+
+def test_one_router_for_several_layers_is_refused() -> None:
+    router = CometRouter(DIM, EXPERTS, k=1)
+    with pytest.raises(ValueError, match="must make a new router for each layer"):
+        convert(Model(), token_batch(), router=lambda _dim: router, split=RandomSplit())
+
+
+def test_a_second_conversion_of_the_same_layers_says_so() -> None:
+    model, batch = Model(), token_batch()
+    convert(model, batch, router=comet, split=RandomSplit())
+    with pytest.raises(ValueError, match=r"none was found .* It has been converted already"):
+        convert(model, batch, router=comet, split=RandomSplit())
+
+
+@pytest.mark.parametrize("missing", ["layers", "mask_argument"])
+def test_settings_that_do_not_fit_leave_a_model_as_it_was(missing: str) -> None:
+    model, batch = Model(), token_batch()
+    convert(model, batch, router=comet, split=RandomSplit())
+    settings = conversion_settings(model)
+    other = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="do not fit the model"):
+        convert_like(other, settings)
+    del settings[missing]
+    again = Model()
+    with pytest.raises(CheckpointError, match=f"do not fit the model: '{missing}'"):
+        convert_like(again, settings)
+    for each in (other, again):
+        assert not converted_layers(each)
+        assert not each._forward_hooks
+
+
+def test_a_model_in_another_precision_is_made_like_it() -> None:
+    model, batch = Model().double(), token_batch()
+    convert(model, batch, router=comet, split=RandomSplit())
+    again = Model().double()
+    convert_like(again, conversion_settings(model))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.eval()(**batch), model.eval()(**batch))
 
 
 def test_padding_counts_where_no_argument_is_named() -> None:

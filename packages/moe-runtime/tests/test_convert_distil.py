@@ -41,8 +41,13 @@ def test_padding_is_left_out_of_hidden_states() -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     one, other = torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)
-    with pytest.raises(ValueError, match="`teacher_states` must be 1 >= 1 layers"):
+    with pytest.raises(ValueError, match="`teacher_states` must be 1 layers"):
         hidden_state_loss([one], [])
+    with pytest.raises(ValueError, match="`hidden_states` must hold the states of at least one"):
+        hidden_state_loss([], [])
+    for mask in (torch.ones(2), torch.zeros(2, 3)):
+        with pytest.raises(ValueError, match=r"`mask` must be 1 for some tokens and have shape"):
+            hidden_state_loss([one], [one], mask)
     with pytest.raises(ValueError, match=r"`teacher_states\[0\]` must have the student's shape"):
         hidden_state_loss([one], [other])
     with pytest.raises(ValueError, match="`teacher_logits` must have the student's shape"):

@@ -1,9 +1,12 @@
 """Feed-forward layers are found by what modules compute."""
 
+import copy
+
 import pytest
 import torch
 from _dense import DIM, HIDDEN, Block, Model, token_batch, transformer
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from moe_runtime.convert import find_feed_forwards
 
@@ -73,8 +76,125 @@ def test_what_cannot_be_replaced_says_why() -> None:
     layer = nn.TransformerEncoderLayer(DIM, 2, HIDDEN, batch_first=True)
     (found,) = find_feed_forwards(layer, torch.randn(2, 5, DIM))
     assert found.obstacle == (
-        "its activation is no module, and no module computes it and nothing else"
+        "torch.nn.TransformerEncoderLayer reads the weights of its linear maps itself"
     )
+    (found,) = find_feed_forwards(
+        nn.TransformerEncoderLayer(DIM, 2, HIDDEN), torch.randn(5, 2, DIM)
+    )
+    assert str(found.obstacle).startswith("its activation is no module of its own")
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Scaled(nn.Module):
+    """A layer whose output is scaled by what is learned, and 1 at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(DIM))
+        self.into, self.act, self.out = nn.Linear(DIM, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.scale * self.out(self.act(self.into(x)))
+        return output
+
+
+class Drops(nn.Module):
+    """A layer with dropout by a function, where `place` says."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+        self.into, self.act, self.out = nn.Linear(DIM, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.act(self.into(self.drop(x, "input")))
+        return self.drop(self.out(self.drop(hidden, "hidden")), "output")
+
+    def drop(self, x: Tensor, place: str) -> Tensor:
+        return F.dropout(x, 0.5, training=self.training and place == self.place)
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Identity(), nn.Sequential(*layers))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", [QuickGELU(), nn.Hardswish(), nn.LeakyReLU()], ids=str)
+def test_a_function_that_is_near_is_not_taken(activation: nn.Module, dtype: torch.dtype) -> None:
+    model = chain(nn.Linear(DIM, HIDDEN), activation, nn.Linear(HIDDEN, DIM)).to(dtype)
+    assert find_feed_forwards(model, torch.randn(64, DIM, dtype=dtype)) == []
+
+
+def test_a_clipped_activation_shows_on_larger_inputs() -> None:
+    model = chain(nn.Linear(DIM, HIDDEN), nn.ReLU6(), nn.Linear(HIDDEN, DIM))
+    (found,) = find_feed_forwards(model, torch.randn(9, DIM))
+    assert str(found.obstacle).startswith("it is no exact feed-forward layer on other inputs")
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(5, DIM), torch.zeros(0, DIM), torch.full((5, DIM), torch.nan)]
+)
+def test_what_proves_nothing_finds_nothing(x: Tensor) -> None:
+    model = chain(nn.Linear(DIM, HIDDEN, bias=False), nn.ReLU(), nn.Linear(HIDDEN, DIM, bias=False))
+    assert find_feed_forwards(model, x) == []
+
+
+def test_a_module_with_parameters_of_its_own_is_not_replaced_whole() -> None:
+    (found,) = find_feed_forwards(nn.Sequential(Scaled()), torch.randn(9, DIM))
+    assert not found.whole
+    assert found.between == ("0.act",)
+    assert found.obstacle is None
+
+
+def test_dropout_before_the_layer_stays() -> None:
+    model = chain(nn.Dropout(0.3), nn.Linear(DIM, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIM))
+    (found,) = find_feed_forwards(model, torch.randn(9, DIM))
+    assert not found.whole
+    assert (found.dropout, found.output_dropout, found.obstacle) == (0.0, 0.0, None)
+
+
+@pytest.mark.parametrize("place", ["input", "hidden", "output"])
+def test_dropout_that_no_module_shows_is_an_obstacle(place: str) -> None:
+    model, x = nn.Sequential(nn.BatchNorm1d(DIM), Drops(place)), torch.randn(9, DIM)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    (found,) = find_feed_forwards(model, x)
+    assert found.obstacle == "training changes its states, and by no torch.nn.Dropout"
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_activation_of_two_layers_is_an_obstacle() -> None:
+    act = nn.ReLU()
+    first, second = (nn.Linear(DIM, HIDDEN), nn.Linear(HIDDEN, DIM)), (
+        nn.Linear(DIM, HIDDEN), nn.Linear(HIDDEN, DIM)
+    )  # fmt: skip
+    model = nn.Sequential(first[0], act, first[1], second[0], act, second[1])
+    found = find_feed_forwards(model, torch.randn(9, DIM))
+    assert [each.name for each in found] == ["0", "3"], "named apart by their first maps"
+    assert found[0].obstacle == "one of its modules is called elsewhere too"
+    assert str(found[1].obstacle).startswith("its activation is no module of its own")
+
+
+def test_the_nearest_of_equal_maps_is_taken() -> None:
+    one = Block()
+    twins = nn.ModuleList([one, copy.deepcopy(one)])
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twins = twins
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = twins[0](x) + twins[1](x)
+            return output
+
+    found = find_feed_forwards(Both(), torch.randn(9, DIM))
+    assert [each.name for each in found] == ["twins.0", "twins.1"]
 
 
 def test_a_layer_that_is_the_model_says_so() -> None:

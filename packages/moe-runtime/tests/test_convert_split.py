@@ -119,6 +119,44 @@ class WithTargets(nn.Module):
         return output, (output - targets).square().sum((1, 2))
 
 
+class Twice(nn.Module):
+    """One layer, run twice; as rows of sequences one after the other where `flat`."""
+
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.flat = flat
+        self.block = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1) if self.flat else x
+        output: Tensor = self.block(rows + self.block(rows))
+        return output.reshape(x.shape)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_importance_of_a_layer_that_runs_twice(flat: bool) -> None:  # noqa: FBT001
+    model, x = Twice(flat=flat).double(), torch.randn(4, 3, DIM, dtype=torch.float64)
+    expected_H = torch.zeros(HIDDEN, dtype=torch.float64)
+    for example in x:
+        copied = copy.deepcopy(model)
+        copied(example[None]).square().sum().backward()
+        total_H = torch.zeros_like(expected_H)
+        for weight, axis in ((copied.block.wide.weight, 1), (copied.block.narrow.weight, 0)):
+            assert weight.grad is not None
+            total_H += (weight.detach() * weight.grad).sum(axis)
+        expected_H += total_H.abs()
+    found = hidden_unit_importance(model, [x], loss=lambda out, _: out.square().sum())
+    torch.testing.assert_close(found["block"], expected_H)
+
+
+def test_hidden_states_of_another_order_are_refused() -> None:
+    model = nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (7, 3)), Block())
+    with pytest.raises(ValueError, match="must have examples along the first axis of all hidden"):
+        hidden_unit_importance(
+            model, [torch.randn(3, 7, DIM)], loss=lambda out, _: out.square().sum()
+        )
+
+
 def test_frozen_weights_have_an_importance() -> None:
     model = Model().requires_grad_(requires_grad=False)
     batch = token_batch()
@@ -137,3 +175,10 @@ def test_importance_says_what_is_missing() -> None:
         hidden_unit_importance(Model(), [])
     with pytest.raises(TypeError, match="`loss` must be given"):
         hidden_unit_importance(Model(), [token_batch()])
+    with pytest.raises(TypeError, match="`loss` must be given"):
+        hidden_unit_importance(nn.Sequential(Block()), [torch.randn(3, DIM)])
+    with pytest.raises(ValueError, match="`names` must name dense feed-forward layers"):
+        hidden_unit_importance(Model(), [token_batch()], names="nope")
+    split = ImportanceSplit({"layer": torch.full((HIDDEN,), torch.nan)}, width=4, num_shared=2)
+    with pytest.raises(ValueError, match="must be finite"):
+        split.hidden_units(layer(), 3)

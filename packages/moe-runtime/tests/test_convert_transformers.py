@@ -78,8 +78,8 @@ def test_compiled_as_eager() -> None:
     model, batch = transformer("bert")
     convert(model, batch, router=comet, split=CopySplit())
     expected = model.eval()(**batch)
-    found = torch.compile(model, backend="eager")(**batch)  # what matters is the tracing
-    torch.testing.assert_close(found.logits, expected.logits)
+    compiled: Any = torch.compile(model, backend="eager")  # what matters is the tracing
+    torch.testing.assert_close(compiled(**batch).logits, expected.logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,6 +166,73 @@ def test_checkpointing_gives_the_same_gradients(family: str) -> None:
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_checkpointing_keeps_calls_apart_or_refuses() -> None:
+    model, batch = transformer("bert")
+    convert(model, batch, router=comet, split=RandomSplit())
+    plain = copy.deepcopy(model).train()
+    model.train()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    other = {**batch, "attention_mask": batch["attention_mask"].flip(0)}
+    for _ in range(2):  # gradients add up, with a look at other rows in between
+        for each in (model, plain):
+            loss = each(**batch).loss
+            with torch.no_grad():
+                each(**other)
+            loss.backward()
+    for one, same in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, same.grad)
+    with pytest.raises(RuntimeError, match="called more than once before the backward pass"):
+        (model(**batch).loss + model(**other).loss).backward()
+
+
+def test_dropout_by_a_function_is_an_obstacle() -> None:
+    config = transformers.BartConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=VOCABULARY,
+        activation_dropout=0.3,
+    )  # fmt: skip
+    model = transformers.BartModel(config)
+    with pytest.raises(ValueError, match=r"training changes its states, and by no torch\.nn\.Drop"):
+        convert(model, token_batch(), router=comet, split=CopySplit())
+
+
+def test_flattened_layers_generate_with_padding() -> None:
+    config = transformers.OPTConfig(
+        hidden_size=16, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1,
+        num_attention_heads=2, vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=2, dropout=0.0,
+    )  # fmt: skip
+    model, given = transformers.OPTForCausalLM(config).eval(), token_batch()
+    given["attention_mask"] = given["attention_mask"].flip(1)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    dense = model.generate(**given, **options)
+    convert(model, given, router=comet, split=CopySplit())
+    assert torch.equal(model.generate(**given, **options), dense)
+
+
+def test_chunks_of_a_sequence_do_not_take_the_mask_of_its_end() -> None:
+    model, batch = transformer("bert")
+    model = type(model)(
+        type(model.config)(**{**model.config.to_dict(), "chunk_size_feed_forward": 3})
+    )
+    with pytest.raises(ValueError, match="`attention_mask` must have one entry a token"):
+        convert(model, batch, router=comet, split=CopySplit())
+
+
+def test_half_precision_and_how_to_generate_come_back(tmp_path: Path) -> None:
+    model, batch = transformer("llama")
+    model = model.to(torch.bfloat16).eval()
+    convert(model, batch, router=comet, split=RandomSplit())
+    model.generation_config.max_new_tokens = 3
+    model.save_pretrained(tmp_path)
+    again: Any = from_pretrained(tmp_path)
+    assert again.generation_config.max_new_tokens == 3
+    frequencies = "model.rotary_emb.inv_freq"
+    assert again.get_buffer(frequencies).dtype is torch.float32
+    torch.testing.assert_close(
+        again.get_buffer(frequencies), model.get_buffer(frequencies).float(), rtol=1e-2, atol=0
+    )
 
 
 def test_trainer_sees_the_penalty_and_saves(tmp_path: Path) -> None:

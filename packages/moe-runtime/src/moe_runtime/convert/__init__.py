@@ -1,8 +1,9 @@
 """Turn the dense feed-forward layers of a trained model into mixtures of experts."""
 
 from moe_runtime.convert._convert import convert
+from moe_runtime.convert._describe import FeedForward
 from moe_runtime.convert._distil import hidden_state_loss, symmetric_divergence
-from moe_runtime.convert._find import FeedForward, find_feed_forwards
+from moe_runtime.convert._find import find_feed_forwards
 from moe_runtime.convert._importance import hidden_unit_importance
 from moe_runtime.convert._layer import SparseFeedForward, converted_layers, penalty
 from moe_runtime.convert._report import ConversionReport, LayerDifference

@@ -5,12 +5,12 @@ Axes: T rows, F features.
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from moe_runtime._modes import evaluating
+from torch.nn.modules.dropout import _DropoutNd
 
 # Enough to tell one function from another, and small beside any model.
 NUM_ROWS = 64
@@ -18,12 +18,14 @@ NUM_ROWS = 64
 Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
-class Call(NamedTuple):
+@dataclass
+class Call:
     """The first call of a module with one tensor, which gave one tensor."""
 
     order: int  # in which the calls ended
     input: Tensor  # (T, F), at most NUM_ROWS rows
     output: Tensor
+    count: int = 1  # calls in all
 
 
 def run_model(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the model gives
@@ -35,25 +37,46 @@ def run_model(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever
 
 @torch.no_grad()
 def record_calls(model: nn.Module, batch: Batch) -> dict[str, Call]:
-    """Run a model in evaluation mode, and keep the first rows of each module's first call."""
+    """Run a model as it is, and keep the first rows of each module's first call."""
     calls: dict[str, Call] = {}
 
     def note(name: str) -> Any:  # noqa: ANN401 - a hook, as torch has it
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
             given = [*args, *kwargs.values()]
-            if name in calls or len(given) != 1 or not is_features(given[0], output):
-                return
-            calls[name] = Call(len(calls), first_rows(given[0]), first_rows(output))
+            if name in calls:
+                calls[name].count += 1
+            elif len(given) == 1 and is_features(given[0], output):
+                calls[name] = Call(len(calls), first_rows(given[0]), first_rows(output))
 
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
         for name, module in model.named_modules():
             handle = module.register_forward_hook(note(name), with_kwargs=True)
             stack.callback(handle.remove)
         run_model(model, batch)
     return calls
+
+
+@torch.no_grad()
+def record_training(model: nn.Module, batch: Batch) -> dict[str, Call]:
+    """Do so in training mode, with all `torch.nn.Dropout` off; leaves the model as it was."""
+    dropouts = [each for each in model.modules() if isinstance(each, _DropoutNd)]
+    probabilities = [each.p for each in dropouts]
+    training = {module: module.training for module in model.modules()}
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}  # as of batch normalisation
+    try:
+        for each in dropouts:
+            each.p = 0.0
+        with torch.random.fork_rng():
+            return record_calls(model.train(), batch)
+    finally:
+        for each, probability in zip(dropouts, probabilities, strict=True):
+            each.p = probability
+        for module, mode in training.items():
+            module.training = mode
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
 
 
 def is_features(*values: object) -> bool:

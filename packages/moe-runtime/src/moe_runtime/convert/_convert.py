@@ -9,13 +9,16 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from moe_runtime._activations import ACTIVATIONS
 from moe_runtime._checks import check_type
 from moe_runtime._experts import Experts, StackedLinear
+from moe_runtime._hash_router import HashRouter
 from moe_runtime._mixture import MixtureOfExperts, check_kernel
 from moe_runtime._modes import evaluating
 from moe_runtime._router import Router
 from moe_runtime.convert._calls import Batch, run_model
-from moe_runtime.convert._find import FeedForward, find_feed_forwards
+from moe_runtime.convert._describe import FeedForward
+from moe_runtime.convert._find import find_feed_forwards
 from moe_runtime.convert._layer import converted_layers, replace
 from moe_runtime.convert._linear import Linear, as_linear, relative_error
 from moe_runtime.convert._report import (
@@ -89,26 +92,32 @@ def convert(
     >>> report.layers[0].name, report.layers[0].hidden_units, report.layers[0].expert_units
     ('1', 8, 2)
     """
-    check_type("router", router, Callable, "a function of the number of features")  # type: ignore[arg-type]
+    _check_arguments(router, split)
     check_kernel(kernel)
     found = _convertible(model, batch, names)
     before = converted_layers(model)
     tokens = before[0].tokens if before else Tokens(mask_argument, ids_argument)
     num_parameters = _count_parameters(model)
     with ExitStack() as undo:
-        if not before:
-            undo.callback(tokens.watch(model))
-        dense_output, rows = run_dense_model(model, batch, found, tokens)
+        undo.callback(tokens.watch(model))
+        dense_layers = [_dense_layer(model, each) for each in found]
+        routers = [router(dense.up.weight.shape[1]) for dense in dense_layers]
+        _check_routers(routers)
+        dense_output, rows = run_dense_model(
+            model,
+            batch,
+            found,
+            tokens,
+            need_ids=any(isinstance(each, HashRouter) for each in routers),
+        )
         layers = []
-        for each in found:
-            dense = _dense_layer(model, each)
-            mixture, units_EU = _mixture(
-                dense, each, router(dense.up.weight.shape[1]), split, kernel
-            )
+        for each, dense, made in zip(found, dense_layers, routers, strict=True):
+            mixture, units_EU = _mixture(dense, each, made, split, kernel)
             layers.append(compare_layer(mixture, dense, units_EU, rows[each.name]))
             undo.callback(replace(model, each, mixture, tokens))
         with torch.no_grad(), evaluating(model):
             sparse_output = first_output(run_model(model, batch))
+        tokens.penalties = []
         note_settings(model)
         undo.pop_all()
     return ConversionReport(
@@ -122,12 +131,44 @@ def convert(
     )
 
 
+def _check_arguments(router: object, split: object) -> None:
+    """Refuse what no mixture can be made with."""
+    is_function = callable(router) and not isinstance(router, nn.Module)
+    if not is_function:
+        msg = (
+            "`router` must be a function of the number of features that makes a router, got "
+            f"{type(router).__name__}."
+        )
+        raise TypeError(msg)
+    if isinstance(split, type) or not callable(getattr(split, "hidden_units", None)):
+        msg = f"`split` must be a split, such as RandomSplit(), got {split!r}."
+        raise TypeError(msg)
+
+
+def _check_routers(routers: list[Router]) -> None:
+    """Refuse what are no routers, and one for several layers."""
+    for each in routers:
+        check_type("router(dim)", each, Router, "a Router")
+    if len(set(routers)) < len(routers):
+        msg = "`router` must make a new router for each layer, got one for several."
+        raise ValueError(msg)
+
+
 def _convertible(model: nn.Module, batch: Batch, names: str) -> list[FeedForward]:
     """Find the layers, and refuse if there are none or some cannot be replaced."""
     found = find_feed_forwards(model, batch, names=names)
     if not found:
         every = [each.name for each in find_feed_forwards(model, batch)]
-        msg = f"`names` must name dense feed-forward layers of the model, {every}, got {names!r}."
+        if every:
+            msg = f"`names` must name feed-forward layers of the model, {every}, got {names!r}."
+            raise ValueError(msg)
+        already = " It has been converted already." if converted_layers(model) else ""
+        known = sorted(set(ACTIVATIONS) - {"identity"})
+        msg = (
+            "`model` must have dense feed-forward layers, none was found in `batch`'s run: two "
+            "linear maps, or three with a gate, without adapters or parametrizations, with one of "
+            f"{known} between them, as wide at the end as at the start.{already}"
+        )
         raise ValueError(msg)
     for each in found:
         if each.obstacle is not None:
@@ -150,7 +191,6 @@ def _mixture(
     dense: DenseLayer, found: FeedForward, router: Router, split: Split, kernel: str
 ) -> tuple[MixtureOfExperts, Tensor]:
     """Make a mixture of parts of a dense layer; also returns the hidden units of each (E, U)."""
-    check_type("router(dim)", router, Router, "a Router")
     units_EU = split.hidden_units(dense, router.num_experts)
     _check_units(units_EU, dense, router.num_experts)
     weight = dense.up.weight
@@ -177,6 +217,7 @@ def _mixture(
         if into.bias is not None and out.bias is not None:
             into.bias.copy_(torch.cat([_bias(part)[units_EU] for part in maps], 1))
             out.bias.copy_(_bias(dense.down).expand_as(out.bias))
+    experts.requires_grad_(dense.up.is_trained)
     router = router.to(weight.device, weight.dtype)
     return MixtureOfExperts(router, experts, kernel=kernel), units_EU
 
@@ -189,7 +230,7 @@ def _check_units(units_EU: Tensor, dense: DenseLayer, num_experts: int) -> None:
     """Refuse what is no choice of hidden units for each expert."""
     check_type("split.hidden_units(...)", units_EU, Tensor, "a torch.Tensor")
     fits = units_EU.ndim == 2 and units_EU.shape[0] == num_experts and units_EU.shape[1] > 0
-    if not fits or units_EU.is_floating_point() or units_EU.dtype is torch.bool:
+    if not fits or units_EU.dtype not in (torch.int32, torch.int64):
         msg = (
             f"`split.hidden_units(...)` must be integers of shape (num_experts={num_experts}, U), "
             f"got {units_EU.dtype} of shape {tuple(units_EU.shape)}."

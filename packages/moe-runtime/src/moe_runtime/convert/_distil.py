@@ -65,12 +65,17 @@ def hidden_state_loss(
     Zuo et al., NAACL 2022, arXiv:2204.07675, eq. (8).
     """
     check_type("hidden_states", hidden_states, Sequence, "a sequence of tensors")
-    if len(hidden_states) != len(teacher_states) or not hidden_states:
+    if not hidden_states:
+        msg = "`hidden_states` must hold the states of at least one layer, got none."
+        raise ValueError(msg)
+    if len(hidden_states) != len(teacher_states):
         msg = (
-            f"`teacher_states` must be {len(hidden_states)} >= 1 layers, as `hidden_states` are, "
+            f"`teacher_states` must be {len(hidden_states)} layers, as `hidden_states` are, "
             f"got {len(teacher_states)}."
         )
         raise ValueError(msg)
+    if mask is not None:
+        _check_mask(mask, hidden_states[0])
     total = hidden_states[0].new_zeros(())
     for layer, (states, teacher) in enumerate(zip(hidden_states, teacher_states, strict=True)):
         _check_alike(f"teacher_states[{layer}]", teacher, states)
@@ -80,6 +85,16 @@ def hidden_state_loss(
             kept = mask != 0
             total = total + F.mse_loss(states[kept], teacher[kept])
     return total
+
+
+def _check_mask(mask: Tensor, states: Tensor) -> None:
+    check_tensor("mask", mask)
+    if mask.shape != states.shape[:-1] or not mask.any():
+        msg = (
+            f"`mask` must be 1 for some tokens and have shape {tuple(states.shape[:-1])}, got "
+            f"{int((mask != 0).sum())} of them and shape {tuple(mask.shape)}."
+        )
+        raise ValueError(msg)
 
 
 def _check_alike(name: str, given: Tensor, expected: Tensor) -> None:

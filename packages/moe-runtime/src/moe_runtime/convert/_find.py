@@ -3,7 +3,8 @@
 Axes: T rows, D input features, H hidden units.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import permutations
 
@@ -12,50 +13,13 @@ from torch import Tensor, nn
 
 from moe_runtime._activations import ACTIVATIONS, GATED
 from moe_runtime._checks import check_type
-from moe_runtime.convert._calls import Batch, Call, record_calls
+from moe_runtime._modes import evaluating
+from moe_runtime.convert._calls import Batch, Call, record_calls, record_training
+from moe_runtime.convert._describe import FeedForward, Parts, describe
 from moe_runtime.convert._linear import linear_layout, relative_error
 
 # Maps to the hidden units that are tried, the last ones before the map back.
 NUM_TRIED = 4
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """Where a dense feed-forward layer is in a model: linear maps around an activation.
-
-    Attributes
-    ----------
-    name : str
-        The smallest module that holds all of it.
-    up, down : str
-        The linear maps to the hidden units, and from them.
-    gate : str or None
-        The linear map whose activated output multiplies that of `up`, where there is one.
-    activation : str
-        As `moe_runtime.Experts` names it; a gated one where there is a gate.
-    transposed : bool
-        Whether weights are stored as (inputs, outputs).
-    whole : bool
-        Whether the module `name` computes this and nothing else.
-    between : tuple of str
-        Modules between the linear maps: the activation, and dropout.
-    dropout, output_dropout : float
-        Probability after the hidden units; and after all, where the module is replaced whole.
-    obstacle : str or None
-        Why it cannot be converted.
-    """
-
-    name: str
-    up: str
-    down: str
-    gate: str | None
-    activation: str
-    transposed: bool
-    whole: bool
-    between: tuple[str, ...]
-    dropout: float
-    output_dropout: float
-    obstacle: str | None = None
 
 
 def find_feed_forwards(model: nn.Module, batch: Batch, *, names: str = "*") -> list[FeedForward]:
@@ -83,7 +47,9 @@ def find_feed_forwards(model: nn.Module, batch: Batch, *, names: str = "*") -> l
     [('1', 'gelu')]
     """
     check_type("model", model, nn.Module, "a torch.nn.Module")
-    calls = record_calls(model, batch)
+    check_type("names", names, str, "a pattern of names, such as '*.layer.[0-5]'")
+    with evaluating(model):
+        calls = record_calls(model, batch)
     modules = dict(model.named_modules())
     layouts = {name: linear_layout(modules[name], call) for name, call in calls.items()}
     maps = [name for name, transposed in layouts.items() if transposed is not None]
@@ -92,113 +58,75 @@ def find_feed_forwards(model: nn.Module, batch: Batch, *, names: str = "*") -> l
         before = [each for each in maps if calls[each].order < calls[down].order]
         parts = _lead_to(calls, calls[down], before)
         if parts is not None:
-            transposed = layouts[down]
-            assert transposed is not None
-            found.append(_described(modules, calls, (*parts, down), transposed=transposed))
-    return [each for each in found if fnmatchcase(each.name, names)]
+            found.append(describe(modules, calls, Parts(*parts, down, bool(layouts[down]))))
+    found = [each for each in _named_apart(found) if fnmatchcase(each.name, names)]
+    in_training = record_training(model, batch) if found else {}
+    return [_checked_in_training(each, in_training) for each in found]
 
 
 def _lead_to(
     calls: dict[str, Call], down: Call, before: list[str]
 ) -> tuple[str, str, str | None] | None:
     """Activation, map up and gate that give what the map down was given; None if none do."""
+    if not down.input.any() or not down.input.isfinite().all():
+        return None  # which would prove nothing
     fits = [
         name
-        for name in before
+        for name in reversed(before)  # the nearest first: it is taken where several give the same
         if calls[name].output.shape == down.input.shape
         and calls[name].input.shape == down.output.shape
-    ][-NUM_TRIED:]
+    ][:NUM_TRIED]
     errors: dict[tuple[str, str, str | None], float] = {}
     for activation in ACTIVATIONS:
         if activation == "identity":
             continue  # which the values of attention are, for one token
         if activation not in GATED:
-            for up in fits:
-                hidden = activated(calls[up].output, activation)
-                errors[activation, up, None] = relative_error(hidden, down.input)
-            continue
-        for gate, up in permutations(fits, 2):
-            if torch.equal(calls[gate].input, calls[up].input):
-                hidden = activated(calls[gate].output, activation) * calls[up].output
-                errors[activation, up, gate] = relative_error(hidden, down.input)
+            pairs: list[tuple[str, str | None]] = [(up, None) for up in fits]
+        else:
+            pairs = [
+                (up, gate)
+                for gate, up in permutations(fits, 2)
+                if torch.equal(calls[gate].input, calls[up].input)
+            ]
+        for up, gate in pairs:
+            hidden = _hidden(calls, activation, up, gate, down.input.dtype)
+            errors[activation, up, gate] = relative_error(hidden, down.input)
+    # In its own precision a function gives its own values to the bit; the bound is on rounding.
     best = min(errors, key=lambda parts: errors[parts], default=None)
-    allowed = 16 * torch.finfo(down.input.dtype).eps
-    return best if best is not None and errors[best] <= allowed else None
+    return best if best is not None and _is_rounding(calls, best, down) else None
 
 
-def activated(hidden: Tensor, activation: str) -> Tensor:
-    """Apply an activation, or what the gate of a gated one goes through."""
-    return ACTIVATIONS[activation].function(hidden)
+def _hidden(
+    calls: dict[str, Call], activation: str, up: str, gate: str | None, dtype: torch.dtype
+) -> Tensor:
+    """Compute hidden units from what the maps gave."""
+    function = ACTIVATIONS[activation].function
+    given = calls[up].output.to(dtype)
+    return function(given) if gate is None else function(calls[gate].output.to(dtype)) * given
 
 
-def _described(
-    modules: dict[str, nn.Module],
-    calls: dict[str, Call],
-    parts: tuple[str, str, str | None, str],
-    *,
-    transposed: bool,
-) -> FeedForward:
-    activation, up, gate, down = parts
-    name = _common([each for each in (up, gate, down) if each is not None])
-    block, first, last = calls.get(name), calls[up], calls[down]
-    whole = (
-        block is not None and _same(block.input, first.input) and _same(block.output, last.output)
-    )
-    simple = [each for each in calls if _is_simple(modules, each, inside=name)]
-    dropouts = [each for each in simple if isinstance(modules[each], nn.Dropout)]
-    inner = [each for each in dropouts if _same(calls[each].input, last.input)]
-    outer = [each for each in dropouts if _same(calls[each].input, last.output)]
-    activations = [
-        each for each in simple if each not in dropouts and _same(calls[each].output, last.input)
-    ]
-    obstacle = None
-    if whole and not name:
-        obstacle = "it is the whole model; put it in a module, such as torch.nn.Sequential"
-    elif not whole and gate is not None:
-        obstacle = "it is gated, and no module computes it and nothing else"
-    elif not whole and not activations:
-        obstacle = "its activation is no module, and no module computes it and nothing else"
-    return FeedForward(
-        name,
-        up,
-        down,
-        gate,
-        activation,
-        transposed=transposed,
-        whole=whole,
-        between=(*activations, *inner),
-        dropout=_probability(modules, inner),
-        output_dropout=_probability(modules, outer) if whole else 0.0,
-        obstacle=obstacle,
-    )
+def _is_rounding(calls: dict[str, Call], parts: tuple[str, str, str | None], down: Call) -> bool:
+    """Whether hidden units differ by rounding: of the result in half precision, else of all."""
+    eps = torch.finfo(down.input.dtype).eps
+    allowed = eps if down.input.element_size() == 2 else 16 * eps
+    return relative_error(_hidden(calls, *parts, torch.float64), down.input) <= allowed
 
 
-def _is_simple(modules: dict[str, nn.Module], name: str, *, inside: str) -> bool:
-    """Whether a module within another has neither parameters nor modules of its own."""
-    parts = [*modules[name].children(), *modules[name].parameters()]
-    return not parts and name.startswith(f"{inside}." if inside else "")
+def _named_apart(found: list[FeedForward]) -> list[FeedForward]:
+    """Name layers that one module holds, all the same, by their first map."""
+    count = Counter(each.name for each in found)
+    return [replace(each, name=each.up) if count[each.name] > 1 else each for each in found]
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)
-
-
-def _probability(modules: dict[str, nn.Module], dropouts: list[str]) -> float:
-    """Return with which probability one of these dropouts, or another, zeroes a feature."""
-    dropped = 0.0
-    for name in dropouts:
-        dropout = modules[name]
-        assert isinstance(dropout, nn.Dropout)
-        dropped += dropout.p - dropped * dropout.p
-    return dropped
-
-
-def _common(names: list[str]) -> str:
-    """Return the name of the smallest module that holds all of these."""
-    paths = [name.split(".")[:-1] for name in names]
-    shared = []
-    for steps in zip(*paths, strict=False):
-        if len(set(steps)) > 1:
-            break
-        shared.append(steps[0])
-    return ".".join(shared)
+def _checked_in_training(found: FeedForward, calls: dict[str, Call]) -> FeedForward:
+    """Refuse a layer in which training does what no module shows, as `dropout` of BART."""
+    up, down = calls.get(found.up), calls.get(found.down)
+    if found.obstacle is not None or up is None or down is None:
+        return found
+    same = _is_rounding(calls, (found.activation, found.up, found.gate), down)
+    if found.whole:
+        block = calls[found.name]
+        same &= torch.equal(block.input, up.input) and torch.equal(block.output, down.output)
+    if same:
+        return found
+    return replace(found, obstacle="training changes its states, and by no torch.nn.Dropout")

@@ -3,7 +3,7 @@
 Axes: B examples, S tokens, H hidden units.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -66,7 +66,11 @@ def hidden_unit_importance(
     maps: dict[str, list[_Map]] = {}
     for batch in batches:
         if not maps:
-            for found in find_feed_forwards(model, batch, names=names):
+            found_layers = find_feed_forwards(model, batch, names=names)
+            if not found_layers:
+                msg = f"`names` must name dense feed-forward layers of the model, got {names!r}."
+                raise ValueError(msg)
+            for found in found_layers:
                 to_hidden = [_Map(name, to_hidden=True) for name in (found.up, found.gate) if name]
                 maps[found.name] = [*to_hidden, _Map(found.down, to_hidden=False)]
         with evaluating(model):
@@ -91,33 +95,54 @@ def _parts(
     loss: Callable[[Any, Any], Tensor],
 ) -> dict[str, Tensor]:
     """Return the importance of one batch, (H,) a layer."""
-    hidden: dict[_Map, Tensor] = {}
+    hidden: dict[_Map, list[Tensor]] = {}
     with ExitStack() as stack:
         for each in (each for several in maps.values() for each in several):
             hook = _keep(hidden, each)
             stack.callback(modules[each.name].register_forward_hook(hook).remove)
         total = loss(run_model(model, batch), batch).sum()
-    gradients = torch.autograd.grad(total, list(hidden.values()), materialize_grads=True)
-    by_map: dict[_Map, Tensor] = {}
-    for (each, value), gradient in zip(hidden.items(), gradients, strict=True):
-        bias = getattr(modules[each.name], "bias", None) if each.to_hidden else None
-        # What the weights alone make of their input.
-        product = (value.detach() if bias is None else value.detach() - bias.detach()) * gradient
-        by_map[each] = product.double().reshape(len(product), -1, product.shape[-1]).sum(1)
-    return {
-        name: torch.stack([by_map[each] for each in several]).sum(0).abs().sum(0).cpu()
-        for name, several in maps.items()
-    }
+    in_order = [each for several in maps.values() for each in several]
+    values = [value for each in in_order for value in hidden.get(each, [])]
+    gradients = iter(torch.autograd.grad(total, values, materialize_grads=True))
+    num_examples = _num_examples(batch)
+    by_layer: dict[str, Tensor] = {}
+    for name, several in maps.items():
+        by_example = [
+            _by_example(modules[each.name], each, value, next(gradients), num_examples)
+            for each in several
+            for value in hidden.get(each, [])
+        ]
+        if by_example:
+            by_layer[name] = torch.stack(by_example).sum(0).abs().sum(0).cpu()
+    return by_layer
 
 
-def _keep(hidden: dict[_Map, Tensor], wanted: _Map) -> Callable[..., Any]:
+def _by_example(
+    module: nn.Module, which: _Map, value: Tensor, gradient: Tensor, num_examples: int
+) -> Tensor:
+    """Sum weight times gradient over the tokens of each example, (B, H)."""
+    bias = getattr(module, "bias", None) if which.to_hidden else None
+    # What the weights alone make of their input.
+    product = (value.detach() if bias is None else value.detach() - bias.detach()) * gradient
+    flat = product.ndim == 2 and len(product) % num_examples == 0
+    if len(product) != num_examples and not flat:
+        msg = (
+            f"`batches` must have examples along the first axis of all hidden states, got "
+            f"{num_examples} examples and hidden states {tuple(product.shape)} in {which.name!r}."
+        )
+        raise ValueError(msg)
+    # Layers may be given sequences one after the other.
+    return product.double().reshape(num_examples, -1, product.shape[-1]).sum(1)
+
+
+def _keep(hidden: dict[_Map, list[Tensor]], wanted: _Map) -> Callable[..., Any]:
     """Return a hook that keeps a map's output, or its input, where gradients go through it."""
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         value = output if wanted.to_hidden else args[0]
         if not value.requires_grad:
             value.requires_grad_()
-        hidden[wanted] = value
+        hidden.setdefault(wanted, []).append(value)
         # An activation that writes where it reads would change what was kept.
         return output.clone() if wanted.to_hidden else output
 
@@ -129,6 +154,12 @@ def _loss_of_output(output: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - what
     if not isinstance(loss, Tensor):
         msg = "`loss` must be given where the model's output has none; labels may be missing."
         raise TypeError(msg)
-    tensors = batch.values() if hasattr(batch, "values") else batch
-    first = next(each for each in tensors if isinstance(each, Tensor) and each.ndim)
-    return loss * first.shape[0]
+    return loss * _num_examples(batch)
+
+
+def _num_examples(batch: Batch) -> int:
+    """Return the length of a batch's first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return len(next(each for each in values if isinstance(each, Tensor) and each.ndim))

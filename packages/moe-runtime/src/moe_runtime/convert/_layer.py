@@ -5,11 +5,13 @@ Axes: B sequences, S tokens, D features.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from moe_runtime._checks import check_type
 from moe_runtime._hash_router import HashRouter
 from moe_runtime._mixture import MixtureOfExperts
-from moe_runtime.convert._find import FeedForward
+from moe_runtime.convert._describe import FeedForward
 from moe_runtime.convert._tokens import Tokens
 
 
@@ -28,11 +30,24 @@ class SparseFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the experts' outputs for tokens (B, S, D)."""
-        ids = self.tokens.ids_for(x) if reads_ids(self.mixture) else None
-        mixed = self.mixture(x, ids, self.tokens.mask_for(x))
+        with self.tokens.call_of_layer():
+            ids, mask = self._ids(x), self.tokens.mask_for(x)
+        mixed = self.mixture(x, ids, mask)
         self.tokens.add(mixed.penalty)
         output: Tensor = self.output_dropout(mixed.output)
         return output
+
+    def _ids(self, x: Tensor) -> Tensor | None:
+        if not reads_ids(self.mixture):
+            return None
+        ids = self.tokens.ids_for(x)
+        if ids is None:
+            msg = (
+                f"the ids of the tokens must be given to the model, as `{self.tokens.ids_argument}`"
+                " (`ids_argument` of `convert`): a HashRouter reads them."
+            )
+            raise ValueError(msg)
+        return ids
 
 
 def reads_ids(mixture: MixtureOfExperts) -> bool:
@@ -81,9 +96,11 @@ def penalty(model: nn.Module) -> Tensor:
 
     In training mode the ``loss`` that a model of transformers gives has it already.
     """
-    layers = converted_layers(model)
-    if not layers or not layers[0].tokens.penalties:
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    every = {layer.tokens: None for layer in converted_layers(model)}
+    called = [tokens for tokens in every if tokens.penalties]
+    if not called:
         msg = "`model` must be a converted model that was called."
         raise ValueError(msg)
-    penalties = layers[0].tokens.penalties
-    return layers[0].tokens.penalty(penalties[0])
+    like = called[0].penalties[0]
+    return torch.stack([tokens.penalty(like) for tokens in called]).sum()

@@ -26,14 +26,15 @@ class Linear(NamedTuple):
 
     weight: Tensor  # (G, F)
     bias: Tensor | None  # (G,)
+    is_trained: bool = True
 
 
 def as_linear(module: nn.Module, *, transposed: bool) -> Linear:
     """Return a module's parameters, whose weight is stored as (F, G) where `transposed`."""
-    weight, bias = module.weight, getattr(module, "bias", None)
-    assert isinstance(weight, Tensor)
-    weight = weight.detach()
-    return Linear(weight.T if transposed else weight, None if bias is None else bias.detach())
+    given, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(given, Tensor)
+    weight = given.detach().T if transposed else given.detach()
+    return Linear(weight, None if bias is None else bias.detach(), given.requires_grad)
 
 
 def linear_layout(module: nn.Module, call: Call) -> bool | None:
@@ -46,7 +47,7 @@ def linear_layout(module: nn.Module, call: Call) -> bool | None:
     if shapes not in ({"weight": 2}, {"weight": 2, "bias": 1}) or any(module.children()):
         return None
     for transposed in (False, True):
-        weight, bias = as_linear(module, transposed=transposed)
+        weight, bias, _ = as_linear(module, transposed=transposed)
         if weight.shape != (call.output.shape[-1], call.input.shape[-1]):
             continue
         if bias is not None and bias.shape != weight.shape[:1]:

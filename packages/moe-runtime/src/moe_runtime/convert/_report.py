@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from moe_runtime._mixture import MixtureOfExperts
 from moe_runtime._modes import evaluating
-from moe_runtime.convert._calls import Batch, is_features, run_model
-from moe_runtime.convert._find import FeedForward
+from moe_runtime.convert._calls import Batch, run_model
+from moe_runtime.convert._describe import FeedForward
 from moe_runtime.convert._layer import reads_ids
 from moe_runtime.convert._linear import relative_error
 from moe_runtime.convert._split import DenseLayer
@@ -120,7 +120,12 @@ class Rows:
 
 @torch.no_grad()
 def run_dense_model(
-    model: nn.Module, batch: Batch, found: Iterable[FeedForward], tokens: Tokens
+    model: nn.Module,
+    batch: Batch,
+    found: Iterable[FeedForward],
+    tokens: Tokens,
+    *,
+    need_ids: bool,
 ) -> tuple[Tensor, dict[str, Rows]]:
     """Run the dense model; return its output, and rows of each feed-forward layer."""
     given: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -128,7 +133,7 @@ def run_dense_model(
 
     def keep_given(name: str, _module: nn.Module, args: tuple[Tensor], _output: Tensor) -> None:
         (x,) = args
-        ids = tokens.ids_for(x)
+        ids = tokens.ids_for(x) if need_ids else None
         ids = None if ids is None else _some_rows(ids[..., None], x, tokens)[:, 0]
         given.setdefault(name, (_some_rows(x, x, tokens), ids))
 
@@ -159,7 +164,7 @@ def first_output(output: object) -> Tensor:
         values if isinstance(values, Iterable) and not isinstance(values, Tensor) else [values]
     )
     for each in candidates:
-        if isinstance(each, Tensor) and is_features(each):
+        if isinstance(each, Tensor) and each.is_floating_point() and each.ndim:
             return each
     msg = f"`model` must give a tensor (B, ...), alone or in a dict or tuple, got {type(output)}."
     raise TypeError(msg)

@@ -1,16 +1,18 @@
 """How a model was converted, noted so that a dense model of its kind can be made like it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from moe_runtime._checkpoint import CheckpointError
+from moe_runtime._checks import check_type
 from moe_runtime._mixture import MixtureOfExperts
 from moe_runtime._pretrained import built, described
-from moe_runtime.convert._find import FeedForward
+from moe_runtime.convert._describe import FeedForward
 from moe_runtime.convert._layer import converted_layers, replace
 from moe_runtime.convert._tokens import Tokens
 
@@ -25,6 +27,7 @@ def conversion_settings(model: nn.Module) -> dict[str, Any]:
     Which layers were replaced, and the settings of their routers and experts, as they are now;
     not the weights, which are in ``model.state_dict()``.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     layers = converted_layers(model)
     if not layers:
         msg = "`model` must be a converted model, got one without converted layers."
@@ -80,15 +83,29 @@ def convert_like(model: nn.Module, settings: Mapping[str, Any]) -> None:
     >>> torch.equal(again(x), model(x))
     True
     """
+    check_type("settings", settings, Mapping, "a dict, from `conversion_settings`")
     version = settings.get("format_version")
     if version != FORMAT_VERSION:
         msg = f"`settings` must be of format_version {FORMAT_VERSION}, got {version!r}."
         raise CheckpointError(msg)
-    tokens = Tokens(settings["mask_argument"], settings["ids_argument"])
-    tokens.watch(model)
-    for each in settings["layers"]:
-        replaced = {**each["replaced"], "between": tuple(each["replaced"]["between"])}
-        mixture = built(Path(CONFIG_KEY), replaced["name"], each["mixture"])
-        assert isinstance(mixture, MixtureOfExperts)
-        replace(model, FeedForward(**replaced), mixture, tokens)
-    note_settings(model)
+    with ExitStack() as undo:
+        try:
+            tokens = Tokens(settings["mask_argument"], settings["ids_argument"])
+            undo.callback(tokens.watch(model))
+            for each in settings["layers"]:
+                undo.callback(_replace(model, each, tokens))
+        except (AttributeError, KeyError, TypeError) as error:
+            msg = f"`settings` do not fit the model: {error}."
+            raise CheckpointError(msg) from error
+        note_settings(model)
+        undo.pop_all()
+
+
+def _replace(model: nn.Module, noted: Mapping[str, Any], tokens: Tokens) -> Callable[[], None]:
+    replaced = {**noted["replaced"], "between": tuple(noted["replaced"]["between"])}
+    found = FeedForward(**replaced)
+    mixture = built(Path(CONFIG_KEY), found.name, noted["mixture"])
+    assert isinstance(mixture, MixtureOfExperts)
+    weight = model.get_submodule(found.up).weight
+    assert isinstance(weight, Tensor)
+    return replace(model, found, mixture.to(weight.device, weight.dtype), tokens)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_localsearch import assign_with_capacity
-from moe_runtime._checks import check_positive, check_tensor
+from moe_runtime._checks import check_finite, check_positive, check_tensor, check_type
 from moe_runtime.convert._linear import Linear
 
 
@@ -145,6 +145,7 @@ class ImportanceSplit:
                 f"units in {layer.name!r}, got width {self.width} and {self.num_shared} shared."
             )
             raise ValueError(msg)
+        check_type("importance", self.importance, Mapping, "a dict by layer")
         if layer.name not in self.importance:
             msg = f"`importance` must have {layer.name!r}, got {sorted(self.importance)}."
             raise ValueError(msg)
@@ -156,6 +157,7 @@ class ImportanceSplit:
                 f"{tuple(importance_H.shape)}."
             )
             raise ValueError(msg)
+        check_finite(f"importance[{layer.name!r}]", importance_H.cpu())
         order = importance_H.cpu().argsort(descending=True, stable=True)
         shared = order[: self.num_shared].expand(num_experts, -1)
         dealt = order[self.num_shared : needed].reshape(-1, num_experts).T

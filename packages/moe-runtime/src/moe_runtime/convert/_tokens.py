@@ -4,7 +4,8 @@ Axes: B sequences, S tokens.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -15,8 +16,8 @@ class Tokens:
     """The padding mask and the ids of the tokens in the call that is going on, and its penalties.
 
     A hook on the model, and on each module in it that is told the ids, notes them
-    before it runs. After the call they are forgotten, but where gradient checkpointing will run
-    layers again in the backward pass.
+    before it runs. After the call they are forgotten, but for layers that transformers' activation
+    checkpointing runs again in the backward pass. Calls in several threads at once are mixed up.
 
     Parameters
     ----------
@@ -30,6 +31,11 @@ class Tokens:
         self.mask: Tensor | None = None
         self.ids: Tensor | None = None
         self.penalties: list[Tensor] = []
+        # Of the last call whose layers may run again in a backward pass; and how many there were
+        # since layers last did.
+        self._again: tuple[Tensor | None, Tensor | None] | None = None
+        self._awaited = 0
+        self._running_again = False
         self._outer: list[tuple[Tensor | None, Tensor | None]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -44,17 +50,15 @@ class Tokens:
         return copied.__dict__
 
     def watch(self, model: nn.Module) -> Callable[[], None]:
-        """Put the hooks on a model; returns what takes them off."""
+        """Put the hooks on a model, where they are not yet; returns what takes them off."""
         handles = []
         for module in model.modules():
-            named = inspect.signature(module.forward).parameters
-            if module is not model and (
-                self.ids_argument is None or self.ids_argument not in named
-            ):
+            if self._watches(module) or not (module is model or self._is_told(module)):
                 continue
             handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
             handles.append(module.register_forward_hook(self._after, always_call=True))
-        handles.append(model.register_forward_hook(self._add_penalty))
+            if module is model:
+                handles.append(module.register_forward_hook(self._add_penalty))
 
         def take_off() -> None:
             for handle in handles:
@@ -62,9 +66,16 @@ class Tokens:
 
         return take_off
 
+    def _watches(self, module: nn.Module) -> bool:
+        hooks = module._forward_pre_hooks.values()  # noqa: SLF001 - there is no public name
+        return any(getattr(hook, "__self__", None) is self for hook in hooks)
+
+    def _is_told(self, module: nn.Module) -> bool:
+        named = inspect.signature(module.forward).parameters
+        return self.ids_argument is not None and self.ids_argument in named
+
     def mask_for(self, x: Tensor) -> Tensor | None:
         """Return the mask (B, S) of tokens (B, S, D), bool; None where all count."""
-        # While text is generated the mask is that of all tokens so far.
         return None if self.mask is None else self._last("mask", self.mask, x) != 0
 
     def ids_for(self, x: Tensor) -> Tensor | None:
@@ -72,38 +83,78 @@ class Tokens:
         return None if self.ids is None else self._last("ids", self.ids, x)
 
     def _last(self, kind: str, given: Tensor, x: Tensor) -> Tensor:
-        *leading, _features = x.shape
+        leading = x.shape[:-1]
+        if given.shape == leading:
+            return given
         if len(leading) == 1 and given.numel() == leading[0]:
             return given.reshape(-1)  # of layers that are given sequences one after the other
-        if len(leading) == 2 and given.shape[0] == leading[0] and given.shape[1] >= leading[1]:
-            return given[:, given.shape[1] - leading[1] :]
+        # While text is generated the ids are the new tokens, and the mask is that of all so far.
+        ids = self.ids
+        if kind == "mask" and ids is not None and ids.shape[0] == given.shape[0]:
+            new = given[:, given.shape[1] - ids.shape[1] :]
+            if ids.shape[1] < given.shape[1] and (
+                ids.shape == leading or ids.numel() == x[..., 0].numel()
+            ):
+                return new.reshape(leading)
         argument = self.mask_argument if kind == "mask" else self.ids_argument
         msg = (
-            f"`{argument}` must have one entry a token of the layer's input {tuple(x.shape)}, got "
-            f"shape {tuple(given.shape)}. Where it is not about these tokens, convert with "
-            f"`{kind}_argument`=None."
+            f"`{argument}` must have one entry a token of a converted layer's input "
+            f"{tuple(x.shape)}, got shape {tuple(given.shape)}. Where it is about other tokens, "
+            f"leave the layer out by `names`, or convert with `{kind}_argument`=None."
         )
         raise ValueError(msg)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._outer:
             self.penalties = []
+            self._begin(module)
         self._outer.append((self.mask, self.ids))
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
-        self.mask = _integers(given, self.mask_argument)
-        self.ids = _integers(given, self.ids_argument)
+        given = _arguments(module, args, kwargs)
+        mask, ids = (_two_axes(given, each) for each in (self.mask_argument, self.ids_argument))
+        nested = len(self._outer) > 1
+        # A model within another may be told embeddings and a prepared mask of the same tokens.
+        same_tokens = nested and (ids is None or ids is self.ids)
+        self.mask = self.mask if mask is None and same_tokens else mask
+        self.ids = self.ids if ids is None and same_tokens else ids
+
+    def _begin(self, module: nn.Module) -> None:
+        """Count the calls whose layers may have to run again."""
+        if torch.is_grad_enabled() and _runs_again(module):
+            self._awaited = 1 if self._running_again else self._awaited + 1
+            self._running_again = False
 
     def _after(self, module: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
         outer = self._outer.pop()
-        if not _runs_again(module):
-            self.mask, self.ids = outer
+        if not self._outer and torch.is_grad_enabled() and _runs_again(module):
+            self._again = (self.mask, self.ids)
+        self.mask, self.ids = outer
 
     def _add_penalty(self, module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
         """Add the penalty to the loss of a model of transformers, in training."""
         loss = getattr(output, "loss", None)
-        if module.training and isinstance(loss, Tensor) and self.penalties:
+        outermost = not self._outer
+        if outermost and module.training and isinstance(loss, Tensor) and self.penalties:
             output.loss = loss + self.penalty(loss)  # type: ignore[attr-defined]
+
+    @contextmanager
+    def call_of_layer(self) -> Iterator[None]:
+        """Let a layer that runs again, in a backward pass, see what the call was told."""
+        if self._outer or self._again is None:
+            yield
+            return
+        if self._awaited > 1:
+            msg = (
+                "the model was called more than once before the backward pass: with activation "
+                "checkpointing, layers that run again would take one call's padding for another's. "
+                "Go backward after each call, or train without checkpointing."
+            )
+            raise RuntimeError(msg)
+        self._running_again = True
+        self.mask, self.ids = self._again
+        try:
+            yield
+        finally:
+            self.mask = self.ids = None
 
     def add(self, penalty: Tensor) -> None:
         """Take note of a layer's penalty; what runs again in the backward pass is counted once."""
@@ -115,7 +166,19 @@ class Tokens:
         return torch.stack([each.to(like) for each in self.penalties]).sum()
 
 
-def _integers(given: Mapping[str, Any], argument: str | None) -> Tensor | None:
+def _arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Mapping[str, Any]:
+    """Return what a call was given, by name."""
+    signature = inspect.signature(module.forward)
+    given = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return given
+
+
+def _two_axes(given: Mapping[str, Any], argument: str | None) -> Tensor | None:
     """Return what was given for an argument, where it is a tensor with two axes."""
     value = None if argument is None else given.get(argument)
     return value if isinstance(value, Tensor) and value.ndim == 2 else None

@@ -16,6 +16,7 @@ from moe_runtime._requirements import require
 from moe_runtime.convert._settings import CONFIG_KEY, convert_like
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 
 
 def from_pretrained(
@@ -63,8 +64,9 @@ def from_pretrained(
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = model_class(config)
         convert_like(model, settings)
-    model.to(getattr(config, "dtype", None) or torch.float32)
     _load(model, _stored_tensors(path), path)
+    if (path / GENERATION).is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
     return model.eval()
 
 
@@ -86,6 +88,10 @@ def _stored_tensors(path: Path) -> dict[str, Tensor]:
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load all tensors; one that is missing must share its memory with one that is not."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # Buffers that are not stored keep the precision that they are computed in.
+        if name in tensors and tensor.dtype != tensors[name].dtype:
+            tensor.data = tensor.data.to(tensors[name].dtype)
     try:
         problems = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
