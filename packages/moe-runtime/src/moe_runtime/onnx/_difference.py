@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 # No row, one row, a row for a few experts only, and enough for every expert to have many.
 BATCH_SIZES = (0, 1, 2, 7, 33, 700)
+# What an export's info says of the batches that its model takes: 0, or 1 rows at least.
+SMALLEST_BATCH = "smallest_batch"
 
 
 def stored_batch_sizes(info: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the sizes for an export that is there: no empty batch where its model refuses one."""
-    verified = info["verification"]["batch_sizes"]
-    return tuple(size for size in BATCH_SIZES if size or 0 in verified)
+    return BATCH_SIZES[1:] if info.get(SMALLEST_BATCH) == 1 else BATCH_SIZES
 
 
 class Difference:

@@ -17,7 +17,7 @@ from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._modes import evaluating
 from moe_runtime._router import hard_routing
 from moe_runtime.onnx._decided import decided_rows
-from moe_runtime.onnx._difference import BATCH_SIZES
+from moe_runtime.onnx._difference import BATCH_SIZES, SMALLEST_BATCH
 from moe_runtime.onnx._errors import ExportError
 from moe_runtime.onnx._files import EXTERNAL_BYTES, save_model, staged
 from moe_runtime.onnx._finish import Work, finish, verify_mixtures
@@ -92,6 +92,7 @@ def write_export(
             check_target(traced, request.target)
             cases = _cases(reference, decided)
             info["batch_dependent"] = batch_dependent(cases, info["outputs"])
+            info[SMALLEST_BATCH] = min(len(next(iter(case.inputs.values()))) for case in cases)
             if request.canonical:
                 save_model(traced, stage / CANONICAL_FILE)
             work = Work(
