@@ -177,6 +177,7 @@ def test_estimates() -> None:
     assert found.value == 2.0
     assert found.high - found.value == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
     assert estimate([0.5]).text() == "50.0"
+    assert estimate([-1e-5]).text(signed=True) == "+0.0"
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
     assert kept_share({0: 0.4, 1: 9.0}, {0: 0.8}) == 0.5
 

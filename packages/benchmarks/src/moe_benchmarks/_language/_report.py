@@ -53,7 +53,7 @@ def finding(rows: Sequence[Row]) -> str:
             f"{best} keeps most of the dense model's {_metric(rows)} with {_width(rows):.0%} of "
             f"its feed-forward width a token: {shares[best]:.1%}."
         )
-    for other in ("hash", "top-k"):
+    for other in ("hash", "hash-balanced", "top-k"):
         apart = paired_difference(main_scores(rows, SEARCHED), main_scores(rows, other))
         if apart is None:
             continue
@@ -158,7 +158,7 @@ def _figure(task: str, rows: Sequence[Row]) -> Figure:
             axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5)
             axes.plot(np.mean(values), place, "|", color=colour, markersize=22, markeredgewidth=2)
         axes.set_yticks(range(len(present)), [variant_name(each) for each in present])
-        axes.invert_yaxis()
+        axes.set_ylim(len(present) - 0.5, -0.5)
         axes.set_xlabel(f"{_metric(rows)}, times 100")
         svg = to_svg(figure, name)
     return Figure(svg, "A point is a seed, a bar the mean; hard routing.")

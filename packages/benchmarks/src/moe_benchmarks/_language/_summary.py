@@ -23,11 +23,12 @@ class Estimate(NamedTuple):
 
     def text(self, *, signed: bool = False) -> str:
         """Return both, scaled by 100 as GLUE's scores usually are."""
-        sign = "+" if signed else ""
-        mean = f"{100 * self.value:{sign}.1f}"
-        if math.isnan(self.low):
-            return mean
-        return f"{mean} [{100 * self.low:{sign}.1f}, {100 * self.high:{sign}.1f}]"
+        # Plus 0, which makes a 0 of a rounded -0.
+        mean, low, high = (
+            f"{round(100 * value, 1) + 0.0:{'+' if signed else ''}.1f}"
+            for value in (self.value, self.low, self.high)
+        )
+        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
     @property
     def excludes_zero(self) -> bool:
