@@ -20,9 +20,7 @@ def write_model(folder: Path) -> Path:
     require_transformers()
     import transformers  # noqa: PLC0415 - an extra
 
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
     config = transformers.BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,
@@ -33,8 +31,25 @@ def write_model(folder: Path) -> Path:
     )
     transformers.set_seed(0)
     transformers.BertModel(config).save_pretrained(folder)
-    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    write_tokenizer(folder, vocabulary)
     return folder
+
+
+def write_tokenizer(folder: Path, vocabulary: list[str]) -> None:
+    """Write a tokenizer of whole words, with BERT's special tokens."""
+    import tokenizers  # noqa: PLC0415 - comes with transformers
+    import transformers  # noqa: PLC0415 - an extra
+
+    ids = {word: place for place, word in enumerate(vocabulary)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))  # noqa: S106
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
 def write_glue(data: Path, *, num_train: int = 120, num_dev: int = 30) -> Path:
