@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+SETTINGS = "settings.json"
 
 
 class DamagedFileError(ValueError):
@@ -36,6 +39,17 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         msg = f"{path} is damaged (it lacks {missing}); delete it and run again."
         raise DamagedFileError(msg)
     return value
+
+
+def claim_for(folder: Path, settings: Mapping[str, object], *, kind: str) -> None:
+    """Make a folder that of a run or a study with these settings, or refuse another one's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SETTINGS
+    if not path.exists():
+        write_json(path, settings)
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        msg = f"{folder} holds a {kind} with other settings; choose another folder with --out."
+        raise ValueError(msg)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -114,6 +114,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(tensors, json.loads(metadata["settings"]))
 
 
+def take_dtypes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Cast the parameters and buffers of a module to the dtypes of those that it will load."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name in tensors and tensor.dtype != tensors[name].dtype:
+            tensor.data = tensor.data.to(tensors[name].dtype)
+
+
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load a module's tensors, refusing missing, extra and wrongly shaped ones by name.
 

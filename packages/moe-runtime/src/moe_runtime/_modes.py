@@ -1,18 +1,23 @@
 """Training and evaluation mode of a whole model."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode inside, and leave each module in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model in a mode inside, and leave each module in the one that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[None]:
+    """Put a model in evaluation mode inside."""
+    return in_mode(model, training=False)

@@ -11,7 +11,13 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from moe_runtime._checkpoint import CheckpointError, load_checkpoint, load_tensors, save_checkpoint
+from moe_runtime._checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    take_dtypes,
+)
 from moe_runtime._checks import check_type
 from moe_runtime._penalties import WeightedPenalty
 
@@ -120,9 +126,7 @@ class PretrainedModule(nn.Module):
         if not isinstance(module, cls):
             msg = f"{path} holds a {type(module).__name__}, not a {cls.__name__}."
             raise CheckpointError(msg)
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if name in tensors and tensor.dtype != tensors[name].dtype:
-                tensor.data = tensor.data.to(tensors[name].dtype)
+        take_dtypes(module, tensors)
         load_tensors(module, tensors)
         return module.eval()
 

@@ -1,6 +1,5 @@
 """`moe-bench train`."""
 
-import json
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from moe_benchmarks._experiments._loop import DivergedError, Epoch
 from moe_benchmarks._experiments._processes import joined, rank
 from moe_benchmarks._experiments._row import Row, run_trial
 from moe_benchmarks._experiments._settings import TrialSettings
-from moe_benchmarks._files import write_json
+from moe_benchmarks._files import claim_for, write_json
 from moe_runtime import CheckpointError
 
 CHECKPOINT, ROW = "checkpoint.safetensors", "row.json"
@@ -131,7 +130,8 @@ def _train(
 ) -> None:
     is_first = rank() == 0
     if is_first:
-        _claim(out, {"experiment": experiment.name, "share": share, **settings.to_dict()})
+        wanted = {"experiment": experiment.name, "share": share, **settings.to_dict()}
+        claim_for(out, wanted, kind="run")
     console = Console(markup=False, highlight=False, quiet=not is_first)
     tasks = [task.name for task in dataset.tasks]
     log = EpochLog(out, tasks, len(dataset.train), tensorboard=tensorboard) if is_first else None
@@ -166,17 +166,6 @@ def _train(
         write_json(out / ROW, row)
     _print_row(console, row)
     console.print(f"row: {out / ROW}", soft_wrap=True)
-
-
-def _claim(out: Path, wanted: dict[str, object]) -> None:
-    """Make a folder this run's, or refuse another one's."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "settings.json"
-    if not path.exists():
-        write_json(path, wanted)
-    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
-        msg = f"{out} holds a run with other settings; choose another folder with --out."
-        raise ValueError(msg)
 
 
 def _print_row(console: Console, row: Row) -> None:

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_benchmarks._language._batches import EncodedRows
 from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._tasks import TASKS
 from moe_benchmarks._language._training import OnStep, train_epochs
+from moe_runtime import load_checkpoint, save_checkpoint
 from moe_runtime.convert import hidden_unit_importance
 
 IMPORTANCE_ROWS = 32
@@ -77,7 +77,7 @@ def importance_of(
     """Return the importance of hidden units on the training rows, or what was kept of it."""
     path = folder / "importance.safetensors"
     if path.exists():
-        return load_file(path)
+        return load_checkpoint(path)[0]
     total = -(-len(rows) // IMPORTANCE_ROWS)
 
     def watched() -> Any:  # noqa: ANN401 - batches
@@ -86,7 +86,5 @@ def importance_of(
             on_step(done + 1, total)
 
     found = hidden_unit_importance(dense, watched())
-    beside = path.with_suffix(".tmp")
-    save_file(found, beside)
-    beside.replace(path)
+    save_checkpoint(path, found)
     return found

@@ -5,6 +5,7 @@ Axes: T tokens, D features.
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 import moe_gates
+from moe_benchmarks._experiments._searches import CONFIRMED_FROM
 from moe_benchmarks._language._batches import Batch, EncodedRows
 from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._students import Student, Vocabulary
@@ -29,9 +31,6 @@ from moe_runtime.convert import (
     hidden_state_loss,
     symmetric_divergence,
 )
-
-# What a search finds must gain this many standard errors, on tokens that it has not seen.
-CONFIRMED_FROM = 2.0
 
 
 @dataclass(frozen=True)
@@ -189,10 +188,11 @@ def _search_layers(
     """
     model.eval()
     found = []
-    for layer in converted_layers(model):
+    layers = converted_layers(model)
+    dense_states = _dense_states(dense, layers, batches)
+    for layer in layers:
         x_TD = _given(model, layer, batches)[: settings.search_tokens]
-        dense_x_TD, dense_output_TD = _dense_states(dense, layer, batches)
-        target_TD = (dense_x_TD + dense_output_TD)[: len(x_TD)] - x_TD
+        target_TD = dense_states[layer][: len(x_TD)] - x_TD
         before = layer.mixture.routers[0].get_buffer("permutation").clone()
         result = search_permutations(
             layer.mixture,
@@ -235,24 +235,38 @@ def _given(model: Any, layer: SparseFeedForward, batches: list[Batch]) -> Tensor
 @torch.no_grad()
 def _dense_states(
     dense: Any,  # noqa: ANN401 - of transformers
-    layer: SparseFeedForward,
+    layers: list[SparseFeedForward],
     batches: list[Batch],
-) -> tuple[Tensor, Tensor]:
-    """Return what the dense layer is given and gives for the same tokens, (T, D) each."""
-    given: list[Tensor] = []
-    gave: list[Tensor] = []
-    up, down = (dense.get_submodule(name) for name in (layer.replaced.up, layer.replaced.down))
-    handles = [
-        up.register_forward_hook(lambda _module, args, _output: given.append(args[0])),
-        down.register_forward_hook(lambda _module, _args, output: gave.append(output)),
-    ]
-    for batch in batches:
-        dense(**batch)
-    for handle in handles:
-        handle.remove()
+) -> dict[SparseFeedForward, Tensor]:
+    """Return where the dense layers bring the same tokens, (T, D): what each is given and gives."""
+    given: dict[SparseFeedForward, list[Tensor]] = {layer: [] for layer in layers}
+    gave: dict[SparseFeedForward, list[Tensor]] = {layer: [] for layer in layers}
+    with ExitStack() as stack:
+        for layer in layers:
+            up, down = (
+                dense.get_submodule(name) for name in (layer.replaced.up, layer.replaced.down)
+            )
+            keep_given, keep_gave = given[layer].append, gave[layer].append
+            stack.callback(up.register_forward_hook(partial(_keep_input, keep_given)).remove)
+            stack.callback(down.register_forward_hook(partial(_keep_output, keep_gave)).remove)
+        for batch in batches:
+            dense(**batch)
     masks = [batch["attention_mask"].bool() for batch in batches]
-    x, output = (
-        torch.cat([each[mask] for each, mask in zip(states, masks, strict=True)])
-        for states in (given, gave)
-    )
-    return x, output
+    return {
+        layer: torch.cat(
+            [(x + y)[mask] for x, y, mask in zip(given[layer], gave[layer], masks, strict=True)]
+        )
+        for layer in layers
+    }
+
+
+def _keep_input(
+    keep: Callable[[Tensor], None], _module: object, args: tuple[Tensor], _output: Tensor
+) -> None:
+    keep(args[0])
+
+
+def _keep_output(
+    keep: Callable[[Tensor], None], _module: object, _args: tuple[Tensor], output: Tensor
+) -> None:
+    keep(output)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_benchmarks._experiments._row import Row, made_with
-from moe_benchmarks._files import write_json, write_text
+from moe_benchmarks._files import claim_for, write_text
 from moe_benchmarks._language._batches import EncodedRows
 from moe_benchmarks._language._dense import fine_tuned, importance_of, load_tokenizer
 from moe_benchmarks._language._distil import Distilled, distil
@@ -23,7 +23,6 @@ from moe_runtime import Watcher
 
 # Rows that are held out: one in so many, and no more than tell settings apart.
 HELD_OUT, MOST_HELD_OUT = 10, 1000
-SETTINGS = "settings.json"
 # Keys that every row of a study has.
 LANGUAGE = frozenset({"task", "variant", "seed", "scores"})
 
@@ -67,7 +66,8 @@ class LanguageStudy:
             )
             for rows in (train, dev)
         )
-        _claim(folder, settings, self.train)
+        wanted = {**settings.to_dict(), "num_rows": len(self.train)}
+        claim_for(folder, wanted, kind="study")
 
     def rows(self) -> list[Row]:
         """Return the rows so far."""
@@ -158,15 +158,3 @@ def _chosen_rows(
     if settings.train_rows is not None:
         order = order[: settings.train_rows]
     return train.take(order), dev
-
-
-def _claim(folder: Path, settings: LanguageSettings, rows: EncodedRows) -> None:
-    """Make a folder this study's, or refuse another one's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {**settings.to_dict(), "num_rows": len(rows)}
-    path = folder / SETTINGS
-    if not path.exists():
-        write_json(path, wanted)
-    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
-        msg = f"{folder} holds a study with other settings; choose another folder with --out."
-        raise ValueError(msg)

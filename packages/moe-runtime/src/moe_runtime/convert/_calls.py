@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from moe_runtime._modes import in_mode
+
 # Enough to tell one function from another, and small beside any model.
 NUM_ROWS = 64
 
@@ -63,18 +65,15 @@ def record_training(model: nn.Module, batch: Batch) -> dict[str, Call]:
     """Do so in training mode, with all `torch.nn.Dropout` off; leaves the model as it was."""
     dropouts = [each for each in model.modules() if isinstance(each, _DropoutNd)]
     probabilities = [each.p for each in dropouts]
-    training = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}  # as of batch normalisation
     try:
         for each in dropouts:
             each.p = 0.0
-        with torch.random.fork_rng():
-            return record_calls(model.train(), batch)
+        with torch.random.fork_rng(), in_mode(model, training=True):
+            return record_calls(model, batch)
     finally:
         for each, probability in zip(dropouts, probabilities, strict=True):
             each.p = probability
-        for module, mode in training.items():
-            module.training = mode
         for buffer, before in buffers.items():
             buffer.copy_(before)
 

@@ -17,10 +17,10 @@ from moe_runtime._mixture import MixtureOfExperts, check_kernel
 from moe_runtime._modes import evaluating
 from moe_runtime._router import Router
 from moe_runtime.convert._calls import Batch, run_model
-from moe_runtime.convert._describe import FeedForward
+from moe_runtime.convert._describe import FeedForward, linear_maps
 from moe_runtime.convert._find import find_feed_forwards
 from moe_runtime.convert._layer import converted_layers, replace
-from moe_runtime.convert._linear import Linear, as_linear, relative_error
+from moe_runtime.convert._linear import Linear, relative_error
 from moe_runtime.convert._report import (
     ConversionReport,
     compare_layer,
@@ -100,7 +100,11 @@ def convert(
     num_parameters = _count_parameters(model)
     with ExitStack() as undo:
         undo.callback(tokens.watch(model))
-        dense_layers = [_dense_layer(model, each) for each in found]
+        modules = dict(model.named_modules())
+        dense_layers = []
+        for each in found:
+            up, gate, down = linear_maps(modules, each)
+            dense_layers.append(DenseLayer(each.name, up, down, gate))
         routers = [router(dense.up.weight.shape[1]) for dense in dense_layers]
         _check_routers(routers)
         dense_output, rows = run_dense_model(
@@ -175,16 +179,6 @@ def _convertible(model: nn.Module, batch: Batch, names: str) -> list[FeedForward
             msg = f"`model` has a feed-forward layer that cannot be replaced, {each.name!r}: "
             raise ValueError(msg + each.obstacle + ".")
     return found
-
-
-def _dense_layer(model: nn.Module, found: FeedForward) -> DenseLayer:
-    up, down, gate = (
-        None if name is None else as_linear(model.get_submodule(name), transposed=found.transposed)
-        for name in (found.up, found.down, found.gate)
-    )
-    assert up is not None
-    assert down is not None
-    return DenseLayer(found.name, up, down, gate)
 
 
 def _mixture(

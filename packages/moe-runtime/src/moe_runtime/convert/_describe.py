@@ -4,6 +4,7 @@ Axes: T rows, D input features, H hidden units.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,11 @@ class Parts(NamedTuple):
     gate: str | None
     down: str
     transposed: bool
+
+    @property
+    def maps(self) -> list[str]:
+        """Names of the linear maps that there are."""
+        return [each for each in (self.up, self.gate, self.down) if each is not None]
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,7 @@ class FeedForward:
 
 def describe(modules: dict[str, nn.Module], calls: dict[str, Call], parts: Parts) -> FeedForward:
     """Say what surrounds and separates the linear maps of a layer."""
-    maps = [each for each in (parts.up, parts.gate, parts.down) if each is not None]
-    name = _common(maps)
+    name = _common(parts.maps)
     hidden, output = calls[parts.down].input, calls[parts.down].output
     simple = [each for each in calls if _is_simple(modules, each, inside=name)]
     dropouts = [each for each in simple if isinstance(modules[each], nn.Dropout)]
@@ -111,8 +116,7 @@ def _is_whole(
     block, first, last = calls.get(name), calls[parts.up], calls[parts.down]
     if block is None or not (_same(block.input, first.input) and _same(block.output, last.output)):
         return False
-    maps = [each for each in (parts.up, parts.gate, parts.down) if each is not None]
-    own = {id(each) for path in maps for each in modules[path].parameters()}
+    own = {id(each) for path in parts.maps for each in modules[path].parameters()}
     if any(id(each) not in own for each in modules[name].parameters()):
         return False  # a scale of its own, say, which may just be 1
     known = {modules[each] for each in dropouts if calls[each].count == block.count}
@@ -137,7 +141,7 @@ def _obstacle(
     layer = modules[name]
     if isinstance(layer, nn.TransformerEncoderLayer) and layer.self_attn.batch_first:
         return "torch.nn.TransformerEncoderLayer reads the weights of its linear maps itself"
-    needed = [parts.up, parts.down, *([] if parts.gate is None else [parts.gate])]
+    needed = parts.maps
     if not whole:
         if parts.gate is not None:
             return "it is gated, and no module computes it and nothing else"
@@ -162,17 +166,25 @@ def _obstacle(
 def _computes(block: nn.Module, modules: dict[str, nn.Module], parts: Parts, x_TD: Tensor) -> bool:
     """Whether a module is the layer on larger inputs too, and in float32."""
     x_TD = torch.cat([scale * x_TD.float() for scale in SCALES])
-    up, gate, down = (
-        None if path is None else as_linear(modules[path], transposed=parts.transposed)
-        for path in (parts.up, parts.gate, parts.down)
-    )
-    assert up is not None
-    assert down is not None
+    up, gate, down = linear_maps(modules, parts)
     activate = ACTIVATIONS[parts.activation].function
     hidden = _apply(up, x_TD)
     hidden = activate(hidden) if gate is None else activate(_apply(gate, x_TD)) * hidden
     again = copy.deepcopy(block).float().eval()(x_TD.clone())
     return relative_error(again, _apply(down, hidden)) <= SAME
+
+
+def linear_maps(
+    modules: Mapping[str, nn.Module], layer: Parts | FeedForward
+) -> tuple[Linear, Linear | None, Linear]:
+    """Return the parameters of a layer's maps: up, gate and down."""
+    up, gate, down = (
+        None if path is None else as_linear(modules[path], transposed=layer.transposed)
+        for path in (layer.up, layer.gate, layer.down)
+    )
+    assert up is not None
+    assert down is not None
+    return up, gate, down
 
 
 def _apply(linear: Linear, x: Tensor) -> Tensor:

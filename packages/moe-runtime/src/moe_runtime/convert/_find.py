@@ -25,13 +25,14 @@ NUM_TRIED = 4
 def find_feed_forwards(model: nn.Module, batch: Batch, *, names: str = "*") -> list[FeedForward]:
     """List the dense feed-forward layers of a model: those whose output is as wide as their input.
 
-    The model is run once. What counts is what its modules compute, not what they are called: two
-    linear maps, of any class, with one of the experts' activations between them, gated or not.
+    The model is run once as it evaluates, and once as it trains. What counts is what its modules
+    compute, not what they are called: two linear maps, of any class, with one of the experts'
+    activations between them, gated or not.
 
     Parameters
     ----------
     model
-        The model; it is run in evaluation mode and left as it was.
+        The model; it is left as it was.
     batch
         Inputs: a dict of keyword arguments, as tokenizers give, a tuple, or one tensor.
     names

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from moe_runtime._checkpoint import CheckpointError
+from moe_runtime._checkpoint import CheckpointError, take_dtypes
 from moe_runtime._checks import check_type
 from moe_runtime._requirements import require
 from moe_runtime.convert._settings import CONFIG_KEY, convert_like
@@ -88,10 +88,8 @@ def _stored_tensors(path: Path) -> dict[str, Tensor]:
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load all tensors; one that is missing must share its memory with one that is not."""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        # Buffers that are not stored keep the precision that they are computed in.
-        if name in tensors and tensor.dtype != tensors[name].dtype:
-            tensor.data = tensor.data.to(tensors[name].dtype)
+    # Buffers that are not stored keep the precision that they are computed in.
+    take_dtypes(model, tensors)
     try:
         problems = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
