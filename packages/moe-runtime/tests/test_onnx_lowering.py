@@ -233,6 +233,14 @@ def test_8_bit_integers_are_near_the_oracle(activation: str, num_gates: int) -> 
         assert (answer - wanted).norm() <= 0.03 * wanted.norm()
 
 
+def test_the_largest_8_bit_integers_do_not_overflow() -> None:
+    # A pair of products of 255 and 127 is above 16 bits, in which some processors add it.
+    stacks = [torch.ones(3, 32, 64), torch.zeros(3, 32)]
+    gates = torch.ones(1, 4, 3)
+    answer = run(stacks, ["identity"], torch.ones(4, 64), gates, target="int8")
+    np.testing.assert_allclose(answer, np.full((1, 4, 32), 3 * 64.0), rtol=1e-5)
+
+
 def test_8_bit_integers_give_a_row_the_same_answer_in_every_batch() -> None:
     stacks = draw_stacks(5, (64, 48, 32))
     x, gates = torch.randn(40, 64), draw_gates(1, 40, 5)
