@@ -9,14 +9,17 @@ import torch
 from _language import require_transformers, write_glue, write_model
 from _tiny import Run
 
-from moe_benchmarks._language import _study
-from moe_benchmarks._language._dense import fine_tuned
+from moe_benchmarks._language import _dense, _study, _trainer
+from moe_benchmarks._language._batches import EncodedRows
+from moe_benchmarks._language._dense import fine_tuned, pretrained
 from moe_benchmarks._language._distil import distil
+from moe_benchmarks._language._processes import next_cell
 from moe_benchmarks._language._report import finding, render_language
 from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._students import STUDENTS
 from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_benchmarks._language._summary import estimate, kept_share, paired_difference
+from moe_benchmarks._language._trainer import fine_tuned_by_trainer
 
 OPTIONS = (
     "--epochs=8", "--learning-rate=0.005", "--distil-epochs=2", "--batch-size=8", "--seeds=2",
@@ -111,6 +114,91 @@ def test_interrupted_runs_end_with_the_same_numbers(
     assert numbers(rows_of(tmp_path / "out")) == numbers(rows_of(finished)[: 1 + len(STUDENTS)])
 
 
+def test_trainer_has_rows_of_its_own(
+    given: tuple[str, str], moe_bench: Run, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="needs the extra: pip install 'moe-benchmarks[nlp]'")
+    options = (f"--out={tmp_path}", *OPTIONS, "--trainer", "--routers=hash")
+    done = moe_bench("glue", "CoLA", *given, *options)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path)
+    assert [row["variant"] for row in rows] == ["dense", "dense-trainer", "hash"] * 2
+    assert rows[1]["scores"]["hard"]["matthews"] > 0.5
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| dense, by Trainer | " in markdown
+    assert "fine-tuned by transformers' Trainer: " in markdown
+
+
+def test_two_processes_end_with_the_same_numbers(
+    finished: Path, given: tuple[str, str], moe_bench: Run, tmp_path: Path
+) -> None:
+    some = "--routers=hash,comet+"
+    done = moe_bench("glue", "CoLA", *given, f"--out={tmp_path}", *OPTIONS, some, "--workers=2")
+    assert done.returncode == 0, done.stderr
+    wanted = [row for row in rows_of(finished) if row["variant"] in ("dense", "hash", "comet+")]
+    assert numbers(rows_of(tmp_path)) == numbers(wanted)
+
+
+def test_what_a_worker_raises_is_said(
+    given: tuple[str, str], moe_bench: Run, tmp_path: Path
+) -> None:
+    options = (f"--out={tmp_path}", *OPTIONS, "--learning-rate=1e30", "--workers=2")
+    done = moe_bench("glue", "CoLA", *given, *options)
+    assert done.returncode == 2
+    assert "the training loss of epoch 1 is nan" in done.stderr
+
+
+def test_trainer_and_these_steps_make_the_same_model(
+    given: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same batches and without dropout."""
+    pytest.importorskip("accelerate", reason="needs the extra: pip install 'moe-benchmarks[nlp]'")
+    import transformers  # noqa: PLC0415 - an extra
+
+    model, data = (argument.split("=", 1)[1] for argument in given)
+    settings = LanguageSettings("CoLA", epochs=3, batch_size=8, train_rows=100)
+    study = LanguageStudy(settings, model, tmp_path, Path(data))
+
+    def without_dropout(*given: Any, **options: Any) -> Any:
+        dense = pretrained(*given, **options)
+        for module in dense.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return dense
+
+    def in_order(rows: EncodedRows, batch_size: int, **_: int) -> Any:
+        return rows.in_order(batch_size)
+
+    monkeypatch.setattr(_dense, "pretrained", without_dropout)
+    monkeypatch.setattr(_trainer, "pretrained", without_dropout)
+    monkeypatch.setattr(EncodedRows, "shuffled", in_order)
+    monkeypatch.setattr(
+        transformers.Trainer,
+        "_get_train_sampler",
+        lambda self, *_: torch.utils.data.SequentialSampler(self.train_dataset),
+    )
+    steps: list[tuple[int, int]] = []
+    ours = fine_tuned(model, study.train_rows, settings, tmp_path, seed=0)
+    theirs = fine_tuned_by_trainer(
+        model, study.train_rows, settings, tmp_path, seed=0,
+        on_step=lambda *step: steps.append(step),
+    )  # fmt: skip
+    assert steps == [(done + 1, 39) for done in range(39)]
+    first, found, wanted = (
+        torch.nn.utils.parameters_to_vector(each.parameters())
+        for each in (without_dropout(model, settings, seed=0), ours, theirs)
+    )
+    assert (found - wanted).norm() < 1e-3 * (wanted - first).norm()
+
+
+def test_dense_models_are_begun_first_and_others_after_their_own() -> None:
+    cells = [Cell(seed, variant) for seed in (0, 1) for variant in ("dense", "hash")]
+    assert next_cell(cells[1:], [cells[0]]) == cells[2]
+    assert next_cell([cells[1], cells[3]], [cells[0], cells[2]]) is None
+    assert next_cell([cells[1], cells[3]], [cells[0]]) == cells[3]
+    assert next_cell([cells[1], cells[3]], []) == cells[1]
+
+
 def test_another_study_in_the_folder_is_refused(
     finished: Path, given: tuple[str, str], moe_bench: Run
 ) -> None:
@@ -125,7 +213,7 @@ def test_held_out_rows_are_training_rows_that_are_not_trained_on(
     model, data = (argument.split("=", 1)[1] for argument in given)
     settings = LanguageSettings("SST-2", evaluate_on="held-out", train_rows=40)
     study = LanguageStudy(settings, model, tmp_path, Path(data))
-    assert (len(study.train), len(study.dev)) == (40, 12)
+    assert (len(study.train_rows), len(study.dev_rows)) == (40, 12)
 
 
 def test_the_report_shows_what_is_in_the_rows(finished: Path) -> None:
@@ -216,6 +304,6 @@ def test_a_small_dense_layer_is_learned_by_its_copies(
         "SST-2", width=48, num_shared=48, distil_epochs=1, epochs=1, distil_learning_rate=1e-9
     )
     study = LanguageStudy(settings, model, tmp_path, Path(data))
-    rows = [study.run(Cell(0, each), lambda *_: None) for each in ("dense", "hash", "comet")]
+    rows = [study.train(Cell(0, each), lambda *_: None) for each in ("dense", "hash", "comet")]
     assert rows[1]["scores"]["hard"] == rows[0]["scores"]["hard"] == rows[2]["scores"]["hard"]
     assert torch.tensor([each["error"] for each in rows[1]["layers"]]).max() < 1e-6

@@ -16,7 +16,6 @@ from moe_benchmarks._tune._plan import StudyPlan, sampled_settings
 from moe_benchmarks._tune._storage import (
     StudyError,
     claim_study,
-    only_one,
     open_storage,
     prepare,
     read_rows,
@@ -24,6 +23,7 @@ from moe_benchmarks._tune._storage import (
     write_rows,
 )
 from moe_benchmarks._tune._worker import run_workers, work
+from moe_benchmarks._workers import BusyFolderError, only_one
 
 Row = dict[str, object]
 PLAN = StudyPlan(
@@ -35,7 +35,7 @@ few_ratings = partial(ratings, 40, num_users=5, num_items=5)
 
 def run_here(folder: Path, plan: StudyPlan) -> list[Row]:
     claim_study(folder, plan)
-    with only_one(folder):
+    with only_one(folder, "moe-bench tune"):
         storage = open_storage(folder)
         prepare(storage, plan, folder)
         work(storage, plan, few_ratings)
@@ -170,9 +170,9 @@ def test_a_folder_is_one_study_s_and_one_process_s(tmp_path: Path) -> None:
         claim_study(tmp_path / "else", PLAN)
     if sys.platform != "win32":
         with (
-            only_one(tmp_path / "study"),
-            pytest.raises(StudyError, match="another `moe-bench tune`"),
-            only_one(tmp_path / "study"),
+            only_one(tmp_path / "study", "moe-bench tune"),
+            pytest.raises(BusyFolderError, match="another `moe-bench tune`"),
+            only_one(tmp_path / "study", "moe-bench tune"),
         ):
             pass
 

@@ -1,11 +1,20 @@
 """`moe-bench glue`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from moe_benchmarks._cli._common import INTERRUPTED, DataDir, fail, names
 from moe_benchmarks._data._catalog import data_folder
@@ -13,12 +22,16 @@ from moe_benchmarks._data._dataset import DataError
 from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._experiments._row import Row
 from moe_benchmarks._files import write_text
+from moe_benchmarks._language._processes import OnStep, train_here, train_in_workers
 from moe_benchmarks._language._report import finding, render_language
 from moe_benchmarks._language._settings import LanguageSettings
-from moe_benchmarks._language._students import DENSE, STUDENTS
+from moe_benchmarks._language._students import DENSE, STUDENTS, TRAINER
 from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_benchmarks._language._summary import variant_name
+from moe_benchmarks._workers import only_one
 from moe_runtime import CheckpointError
+
+Train = Callable[[list[Cell], OnStep, Callable[[Row], None]], None]
 
 
 def glue(
@@ -31,6 +44,13 @@ def glue(
     out: Annotated[Path, typer.Option(help="Folder for models, rows and the report.")],
     routers: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(STUDENTS),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that each train a model at a time.")
+    ] = 1,
+    trainer: Annotated[  # noqa: FBT002 - a flag of the command
+        bool,
+        typer.Option("--trainer", help="Fine-tune by transformers' Trainer, too, to compare."),
+    ] = False,
     held_out: Annotated[  # noqa: FBT002 - a flag of the command
         bool,
         typer.Option(
@@ -86,7 +106,8 @@ def glue(
     unknown = [each for each in names(routers) if each not in STUDENTS]
     if unknown:
         fail(f"`--routers` must be among {list(STUDENTS)}, got {unknown}.")
-    cells = [Cell(seed, each) for seed in range(seeds) for each in (DENSE, *names(routers))]
+    variants = (DENSE, *([TRAINER] if trainer else []), *names(routers))
+    cells = [Cell(seed, each) for seed in range(seeds) for each in variants]
     try:
         settings = LanguageSettings(
             task=task,
@@ -107,8 +128,13 @@ def glue(
             entropy_weight=entropy_weight,
             balance_weight=balance_weight,
         )
-        study = LanguageStudy(settings, model, out, data_folder(data_dir))
-        _run(study, cells)
+        make = partial(LanguageStudy, settings, model, out, data_folder(data_dir))
+        study = make()
+        train = (
+            partial(train_here, study) if workers == 1 else partial(train_in_workers, make, workers)
+        )
+        with only_one(out, "moe-bench glue"):
+            _run(study, cells, train)
     except KeyboardInterrupt:
         typer.echo(f"stopped; what is done is in {out}. The same command continues it.")
         raise typer.Exit(INTERRUPTED) from None
@@ -116,7 +142,7 @@ def glue(
         fail(str(error))
 
 
-def _run(study: LanguageStudy, cells: list[Cell]) -> None:
+def _run(study: LanguageStudy, cells: list[Cell], train: Train) -> None:
     console = Console(markup=False, highlight=False)
     columns = (
         TextColumn("{task.description}"),
@@ -124,17 +150,26 @@ def _run(study: LanguageStudy, cells: list[Cell]) -> None:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
+    missing = study.missing(cells)
     with Progress(*columns, console=console) as progress:
-        whole = progress.add_task(study.task.name, total=len(cells))
-        bar = progress.add_task("", total=None)
-        for cell in cells:
-            if study.missing([cell]):
+        whole = progress.add_task(
+            study.task.name, total=len(cells), completed=len(cells) - len(missing)
+        )
+        bars: dict[Cell, TaskID] = {}
 
-                def on_step(stage: str, done: int, total: int) -> None:
-                    progress.update(bar, description=stage, completed=done, total=total)
+        def on_step(cell: Cell, stage: str, done: int, total: int) -> None:
+            if cell not in bars:
+                bars[cell] = progress.add_task("")
+            name = f"seed {cell.seed}, {variant_name(cell.variant)}: {stage}"
+            progress.update(bars[cell], description=name, completed=done, total=total)
 
-                console.print(_line(study.run(cell, on_step)))
+        def on_row(row: Row) -> None:
+            study.add(row)
+            console.print(_line(row))
             progress.advance(whole)
+            progress.remove_task(bars.pop(Cell(row["seed"], row["variant"])))
+
+        train(missing, on_step, on_row)
     rows = study.rows()
     html, markdown = render_language(rows)
     write_text(study.folder / "report.html", html)

@@ -1,6 +1,5 @@
 """`moe-bench tune`."""
 
-import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -29,12 +28,12 @@ from moe_benchmarks._tune._plan import StudyPlan
 from moe_benchmarks._tune._storage import (
     StudyError,
     claim_study,
-    only_one,
     open_storage,
     prepare,
     write_rows,
 )
 from moe_benchmarks._tune._worker import run_workers
+from moe_benchmarks._workers import only_one
 
 WRITE_SECONDS = 30.0  # between two writings of the rows
 
@@ -80,7 +79,7 @@ def tune(
         read = partial(load, EXPERIMENTS[experiment].dataset, data_dir, share=share)
         read()  # what is missing is said before anything is begun
         claim_study(out, plan)
-        with only_one(out):
+        with only_one(out, "moe-bench tune"):
             opened = open_storage(out, storage)
             prepare(opened, plan, out)
             _run(opened, plan, out, storage, partial(run_workers, load=read, num_workers=workers))
@@ -102,8 +101,6 @@ def _run(
     run: "partial[None]",
 ) -> None:
     """Run the workers, with a bar, and write the rows now and then, and at the end."""
-    # A kill that can be caught is a Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -34,6 +34,14 @@ def load_tokenizer(model: str) -> Any:  # noqa: ANN401 - of transformers
     return transformers().AutoTokenizer.from_pretrained(model)
 
 
+def pretrained(model: str, settings: LanguageSettings, *, seed: int) -> Any:  # noqa: ANN401 - of transformers
+    """Load a pretrained model with a new head for the task."""
+    torch.manual_seed(seed)  # of the head
+    return transformers().AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=TASKS[settings.task].num_labels
+    )
+
+
 def fine_tuned(
     model: str,
     rows: EncodedRows,
@@ -44,15 +52,10 @@ def fine_tuned(
     on_step: OnStep = lambda _done, _total: None,
 ) -> Any:  # noqa: ANN401 - of transformers
     """Fine-tune a pretrained model on a task, or load what an earlier call has left there."""
-    library = transformers()
-    task = TASKS[settings.task]
     kept = folder / "dense"
     if (kept / "done").exists():
-        return library.AutoModelForSequenceClassification.from_pretrained(kept)
-    torch.manual_seed(seed)  # of the head
-    dense = library.AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=task.num_labels
-    )
+        return transformers().AutoModelForSequenceClassification.from_pretrained(kept)
+    dense = pretrained(model, settings, seed=seed)
     train_epochs(
         dense,
         rows,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_benchmarks._experiments._row import Row
-from moe_benchmarks._language._students import DENSE
+from moe_benchmarks._language._students import DENSE, DENSE_NAMES, TRAINER
 from moe_benchmarks._language._summary import (
     estimate,
     kept_share,
@@ -43,7 +43,7 @@ def finding(rows: Sequence[Row]) -> str:
     kept = {
         variant_name(each): kept_share(main_scores(rows, each), dense)
         for each in variants(rows)
-        if each != DENSE
+        if each not in DENSE_NAMES
     }
     shares = {name: share for name, share in kept.items() if share is not None}
     parts = []
@@ -66,6 +66,12 @@ def finding(rows: Sequence[Row]) -> str:
                 f"COMET+ and {name} are not told apart by {apart.num_seeds} "
                 f"{'seed' if apart.num_seeds == 1 else 'seeds'}: {apart.text(signed=True)} points."
             )
+    apart = paired_difference(dense, main_scores(rows, TRAINER))
+    if apart is not None:
+        parts.append(
+            "The dense model less the same fine-tuned by transformers' Trainer: "
+            f"{apart.text(signed=True)} points."
+        )
     return " ".join(parts) or "Only the dense model was trained yet."
 
 
@@ -111,9 +117,9 @@ def _scores(rows: Sequence[Row]) -> Table:
             Line(
                 [
                     Cell(variant_name(variant)),
-                    Cell(estimate(list(hard.values())).text(), is_bold=variant != DENSE),
-                    Cell("" if kept is None or variant == DENSE else f"{kept:.1%}"),
-                    Cell("" if variant == DENSE else estimate(list(trained.values())).text()),
+                    Cell(estimate(list(hard.values())).text(), is_bold=variant not in DENSE_NAMES),
+                    Cell("" if kept is None or variant in DENSE_NAMES else f"{kept:.1%}"),
+                    Cell("" if variant in DENSE_NAMES else estimate(list(trained.values())).text()),
                     Cell(f"{np.mean(experts):.2f}" if experts else ""),
                     Cell(str(len(hard))),
                 ]
@@ -154,7 +160,7 @@ def _figure(task: str, rows: Sequence[Row]) -> Figure:
         present = variants(rows)
         for place, variant in enumerate(present):
             values = [100 * each for each in main_scores(rows, variant).values()]
-            colour = GREY if variant == DENSE else BLUE
+            colour = GREY if variant in DENSE_NAMES else BLUE
             axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5)
             axes.plot(np.mean(values), place, "|", color=colour, markersize=22, markeredgewidth=2)
         axes.set_yticks(range(len(present)), [variant_name(each) for each in present])

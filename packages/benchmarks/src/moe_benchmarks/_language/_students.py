@@ -64,7 +64,9 @@ def _smooth(kind: type[CometRouter | DSelectKRouter]) -> Callable[..., Router]:
     return build
 
 
-DENSE = "dense"
+# Models that are not sparse: the one that all others are made from, and one to compare it with.
+DENSE, TRAINER = "dense", "dense-trainer"
+DENSE_NAMES = {DENSE: "dense", TRAINER: "dense, by Trainer"}
 STUDENTS: Mapping[str, Student] = {
     "hash": Student("Hash", _hash),
     "hash-balanced": Student("Hash, balanced", _balanced_hash),
@@ -73,3 +75,4 @@ STUDENTS: Mapping[str, Student] = {
     "comet": Student("COMET", _smooth(CometRouter)),
     "comet+": Student("COMET+", _smooth(CometRouter), is_searched=True),
 }
+VARIANTS = (*DENSE_NAMES, *STUDENTS)

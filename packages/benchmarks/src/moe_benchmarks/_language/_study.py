@@ -14,8 +14,9 @@ from moe_benchmarks._language._dense import fine_tuned, importance_of, load_toke
 from moe_benchmarks._language._distil import Distilled, distil
 from moe_benchmarks._language._glue import Sentences, read_glue
 from moe_benchmarks._language._settings import LanguageSettings
-from moe_benchmarks._language._students import DENSE, STUDENTS
+from moe_benchmarks._language._students import DENSE, STUDENTS, TRAINER, VARIANTS
 from moe_benchmarks._language._tasks import TASKS
+from moe_benchmarks._language._trainer import fine_tuned_by_trainer
 from moe_benchmarks._language._training import OnStep, scores_of
 from moe_benchmarks._resumable import row_order
 from moe_benchmarks._tune._storage import ROWS, read_rows
@@ -57,7 +58,7 @@ class LanguageStudy:
         train, dev = read_glue(self.task, data_dir)
         train, dev = _chosen_rows(train, dev, settings)
         tokenizer = load_tokenizer(model)
-        self.train, self.dev = (
+        self.train_rows, self.dev_rows = (
             EncodedRows(
                 tokenizer,
                 rows,
@@ -66,7 +67,7 @@ class LanguageStudy:
             )
             for rows in (train, dev)
         )
-        wanted = {**settings.to_dict(), "num_rows": len(self.train)}
+        wanted = {**settings.to_dict(), "num_rows": len(self.train_rows)}
         claim_for(folder, wanted, kind="study")
 
     def rows(self) -> list[Row]:
@@ -79,8 +80,15 @@ class LanguageStudy:
         done = {(row["seed"], row["variant"]) for row in self.rows()}
         return [cell for cell in cells if tuple(cell) not in done]
 
-    def run(self, cell: Cell, on_step: Callable[[str, int, int], None]) -> Row:
-        """Train one model, score it, and append its row."""
+    def add(self, row: Row) -> None:
+        """Add a row to those that there are."""
+        rows = sorted(
+            [*self.rows(), row], key=lambda row: (row["seed"], VARIANTS.index(row["variant"]))
+        )
+        write_text(self.folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
+
+    def train(self, cell: Cell, on_step: Callable[[str, int, int], None]) -> Row:
+        """Train one model and score it: its row. The dense one brings the importance along."""
         begin = time.perf_counter()
 
         def during(stage: str) -> OnStep:
@@ -88,49 +96,56 @@ class LanguageStudy:
 
         home = self.folder / f"seed-{cell.seed}"
         home.mkdir(parents=True, exist_ok=True)
-        dense = fine_tuned(
-            self.model,
-            self.train,
-            self.settings,
-            home,
-            seed=cell.seed,
-            on_step=during("fine-tuning the dense model"),
-        )
-        if cell.variant == DENSE:
-            scores = scores_of(dense, self.dev, self.task, hard=False)
-            found: dict[str, Any] = {"scores": {"trained": scores, "hard": scores}}
-        else:
-            importance = importance_of(dense, self.train, home, during("importance"))
-            distilled = distil(
-                dense,
-                STUDENTS[cell.variant],
-                importance,
-                self.train,
-                self.settings,
-                seed=cell.seed,
-                on_step=during(f"distilling, {STUDENTS[cell.variant].name}"),
-            )
-            found = self._found(distilled)
-        row = {
+        found = self._train(cell, home, during)
+        return {
             "task": self.task.name,
             "variant": cell.variant,
             "seed": cell.seed,
             "settings": self.settings.to_dict(),
-            "train_rows": len(self.train),
-            "rows": len(self.dev),
+            "train_rows": len(self.train_rows),
+            "rows": len(self.dev_rows),
             **found,
             "seconds": time.perf_counter() - begin,
             **made_with("transformers"),
         }
-        rows = [*self.rows(), row]
-        write_text(self.folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
-        return row
 
-    def _found(self, distilled: Distilled) -> dict[str, Any]:
+    def _train(self, cell: Cell, home: Path, during: Callable[[str], OnStep]) -> dict[str, Any]:
+        fine_tune = fine_tuned_by_trainer if cell.variant == TRAINER else fine_tuned
+        dense = fine_tune(
+            self.model,
+            self.train_rows,
+            self.settings,
+            home,
+            seed=cell.seed,
+            on_step=during("fine-tuning"),
+        )
+        if cell.variant == TRAINER:
+            return self._found_dense(dense)
+        importance = importance_of(dense, self.train_rows, home, during("importance"))
+        if cell.variant == DENSE:
+            return self._found_dense(dense)
+        distilled = distil(
+            dense,
+            STUDENTS[cell.variant],
+            importance,
+            self.train_rows,
+            self.settings,
+            seed=cell.seed,
+            on_step=during("distilling"),
+        )
+        return self._found_sparse(distilled)
+
+    def _found_dense(self, dense: Any) -> dict[str, Any]:  # noqa: ANN401 - of transformers
+        scores = scores_of(dense, self.dev_rows, self.task, hard=False)
+        return {"scores": {"trained": scores, "hard": scores}}
+
+    def _found_sparse(self, distilled: Distilled) -> dict[str, Any]:
         scores, routing = {}, {}
         for how in ("trained", "hard"):
             with Watcher(distilled.model) as watcher:
-                scores[how] = scores_of(distilled.model, self.dev, self.task, hard=how == "hard")
+                scores[how] = scores_of(
+                    distilled.model, self.dev_rows, self.task, hard=how == "hard"
+                )
             numbers, loads = watcher.compute(), watcher.loads()
             routing[how] = {
                 "experts_per_token": [numbers[f"{name}/experts_per_row"] for name in loads],

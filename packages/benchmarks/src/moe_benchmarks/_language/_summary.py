@@ -9,7 +9,7 @@ from scipy import stats
 
 from moe_benchmarks._bootstrap import LEVEL
 from moe_benchmarks._experiments._row import Row
-from moe_benchmarks._language._students import DENSE, STUDENTS
+from moe_benchmarks._language._students import DENSE_NAMES, STUDENTS, VARIANTS
 from moe_benchmarks._language._tasks import TASKS
 
 
@@ -46,14 +46,14 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def variants(rows: Iterable[Row]) -> list[str]:
-    """List the variants that have rows, the dense model first."""
+    """List the variants that have rows, the dense models first."""
     present = {row["variant"] for row in rows}
-    return [each for each in (DENSE, *STUDENTS) if each in present]
+    return [each for each in VARIANTS if each in present]
 
 
 def variant_name(variant: str) -> str:
     """Return a variant as people know it."""
-    return "dense" if variant == DENSE else STUDENTS[variant].name
+    return DENSE_NAMES[variant] if variant in DENSE_NAMES else STUDENTS[variant].name
 
 
 def main_scores(rows: Iterable[Row], variant: str, *, routing: str = "hard") -> dict[int, float]:

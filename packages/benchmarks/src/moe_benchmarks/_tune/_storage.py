@@ -6,8 +6,6 @@ exactly if its trial is finished.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from moe_benchmarks._files import DamagedFileError, read_json, write_json, write_text
 from moe_benchmarks._tune._plan import StudyPlan
 
-try:
-    import fcntl
-except ImportError:  # Windows has another way, and a study there is one process's own
-    fcntl = None  # type: ignore[assignment]
-
-JOURNAL, ROWS, PLAN, LOCK = "journal.log", "rows.jsonl", "plan.json", "lock"
+JOURNAL, ROWS, PLAN = "journal.log", "rows.jsonl", "plan.json"
 NUMBER, ROW = "number", "row"
 # Keys that every row of a trial has.
 TRIAL = frozenset({"gate", "search", "trial", "state"})
@@ -68,19 +61,6 @@ def claim_study(folder: Path, plan: StudyPlan) -> None:
         msg = f"{folder} holds another study ({changes}); choose another folder with --out."
         raise StudyError(msg)
     write_json(path, wanted)
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold a folder against a second `moe-bench tune`; a killed one lets go of it."""
-    with (folder / LOCK).open("w") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                msg = f"another `moe-bench tune` is at work in {folder}; see --workers."
-                raise StudyError(msg) from None
-        yield
 
 
 def study_name(plan: StudyPlan, gate: str, search: str) -> str:

@@ -3,14 +3,11 @@
 import json
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optuna
-import torch
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
@@ -25,8 +22,7 @@ from moe_benchmarks._tune._storage import (
     sampler,
     study_name,
 )
-
-POLL_SECONDS = 0.5
+from moe_benchmarks._workers import POLL_SECONDS, become_worker, running, threads_of_each
 
 
 def work(storage: BaseStorage, plan: StudyPlan, load: Callable[[], Dataset]) -> None:
@@ -62,22 +58,15 @@ def run_workers(
         If a worker ends with an error.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // num_workers)
+    threads = threads_of_each(num_workers)
     workers = [
         context.Process(target=_worker, args=(folder, url, plan, load, threads, os.getpid()))
         for _ in range(num_workers)
     ]
-    for worker in workers:
-        worker.start()
-    try:
+    with running(workers):
         while any(worker.is_alive() for worker in workers):
             time.sleep(POLL_SECONDS)
             on_poll()
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
     codes = [worker.exitcode for worker in workers]
     if any(codes):
         msg = f"a worker ended with an error (exit codes {codes}); the same command continues."
@@ -92,22 +81,8 @@ def _worker(
     threads: int,
     parent: int,
 ) -> None:
-    # Ctrl-C reaches the whole group: the parent ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    _end_with(parent)
+    become_worker(parent, threads)
     work(open_storage(folder, url), plan, load)
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent, however that ended: nobody would collect it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _next_variant(storage: BaseStorage, plan: StudyPlan) -> tuple[str, str] | None:
