@@ -172,8 +172,23 @@ def onnx_export(rows: Sequence[Row]) -> str:
     )
 
 
+def encoder(rows: Sequence[Row]) -> str:
+    """Compare a converted encoder with the dense one, both served by ONNX Runtime."""
+    header = ["encoder", "batch", "dense", "sparse", "in 8 bits, dense", "sparse", "operations"]
+    lines = []
+    for row in rows:
+        times = row["milliseconds"]
+        cells = [f"{row['name']}", f"{row['batch_size']} x {row['length']}"]
+        for kind in ("", " int8"):
+            faster = f"{times[f'sparse{kind}']:.0f} ms, {row['faster'][kind]:.2f}x"
+            cells += [f"{times[f'dense{kind}']:.0f} ms", faster]
+        lines.append([*cells, f"{row['operations_ratio']:.2f}x"])
+    return markdown(header, lines)
+
+
 # The results file of each table.
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "encoder": ("encoder", encoder),
     "memory": ("memory", memory),
     "nonzeros": ("nonzeros", nonzeros),
     "onnx_export": ("onnx_export", onnx_export),
