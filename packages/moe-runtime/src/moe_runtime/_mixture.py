@@ -24,6 +24,7 @@ from moe_runtime._onnx_node import is_exporting, onnx_node
 from moe_runtime._plan import make_plan
 from moe_runtime._pretrained import PretrainedModule
 from moe_runtime._router import Router, Routing
+from moe_runtime._untraced import untraced
 
 
 class MixtureOutput(NamedTuple):
@@ -285,7 +286,7 @@ def _run_masked(
 
 
 # As many rows as the mask has: a compiler would break the graph several times in there.
-_run_masked_untraced = torch.compiler.disable(_run_masked)  # type: ignore[no-untyped-call]
+_run_masked_untraced = untraced(_run_masked)
 
 
 def run_experts(
@@ -314,4 +315,4 @@ def _run_planned(
 
 
 # The number of pairs is data: a compiler would break the graph many times in there.
-_run_untraced = torch.compiler.disable(_run_planned)  # type: ignore[no-untyped-call]
+_run_untraced = untraced(_run_planned)

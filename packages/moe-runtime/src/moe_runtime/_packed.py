@@ -15,6 +15,7 @@ from moe_runtime._expert_set import ExpertSet
 from moe_runtime._experts import Experts, StackedLinear
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._packed_linear import PackedLinear, pack_linear, prepare
+from moe_runtime._untraced import untraced
 
 WEIGHTS = ("bfloat16", "float32", "int8")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -103,7 +104,7 @@ class PackedExperts(ExpertSet):
         return y_TO
 
     # The weights are opaque to a compiler, which looks at no other of these methods.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def every(self, x_TD: Tensor) -> Tensor:
         """Run every expert on every row: (T, D) to (E, T, O)."""
         _check_no_gradient(x_TD)

@@ -15,6 +15,7 @@ import moe_gates
 from moe_runtime._checks import check_type
 from moe_runtime._mixture import MixtureOutput, MultiGateMixtureOfExperts
 from moe_runtime._router import Router, Routing
+from moe_runtime._untraced import untraced
 
 # Path of a mixture that is the model itself.
 ROOT = "mixture"
@@ -157,7 +158,7 @@ class Watcher:
             numbers["duplicates_per_row"] = _share(tally.get("duplicates", 0), num_rows)
         return numbers
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     @torch.no_grad()
     def _saw_mixture(
         self,
@@ -181,7 +182,7 @@ class Watcher:
         _add(tally, "union", moe_gates.count_union(weights_GTE.movedim(0, -2), xp=xp).sum())
         tally["most"] = torch.maximum(tally.get("most", most_G), most_G)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     @torch.no_grad()
     def _saw_router(self, router: nn.Module, _args: tuple[Any, ...], output: Routing) -> None:
         if _is_recomputed():
