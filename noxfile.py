@@ -34,7 +34,7 @@ EXTRAS = {
         ("./packages/moe-runtime[hf,numba,onnx,plots,tensorboard]", "accelerate>=1.1"),
         "convert or numba or onnx or plots or writers",
     ),
-    "benchmarks": (("./packages/benchmarks[nlp]",), "glue"),
+    "benchmarks": (("./packages/benchmarks[nlp]",), "language"),
 }
 # What an installation must not bring along, because the package does not declare it.
 UNDECLARED = {

@@ -1,5 +1,6 @@
 """A miniature BERT with a tokenizer, and a task in GLUE's layout that it can learn."""
 
+import json
 from pathlib import Path
 from random import Random
 
@@ -67,4 +68,29 @@ def write_glue(data: Path, *, num_train: int = 120, num_dev: int = 30) -> Path:
         (data / "glue" / "CoLA" / f"{name}.tsv").write_text(cola, encoding="utf-8")
         sst = "sentence\tlabel\n" + "".join(f"{text} \t{label}\n" for text, label in rows)
         (data / "glue" / "SST-2" / f"{name}.tsv").write_text(sst, encoding="utf-8")
+    return data
+
+
+def write_squad(data: Path, *, num_train: int = 20, num_dev: int = 10) -> Path:
+    """Write SQuAD: the answer is the good word of a text; some texts have none."""
+    random = Random(0)  # noqa: S311 - the same data each time
+    folder = data / "squad"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train-v2.0", num_train), ("dev-v2.0", num_dev)):
+        paragraphs = []
+        for number in range(count):
+            words = random.choices([each for each in WORDS if each not in GOOD], k=8)
+            answers = []
+            if number % 3:
+                words[random.randrange(8)] = good = random.choice(sorted(GOOD))
+                answers = [{"text": good, "answer_start": " ".join(words).index(good)}]
+            asked = {
+                "question": " the film",
+                "id": f"{name}-{number}",
+                "answers": answers,
+                "is_impossible": not answers,
+            }
+            paragraphs.append({"context": " ".join(words), "qas": [asked]})
+        content = {"version": "v2.0", "data": [{"title": "Films", "paragraphs": paragraphs}]}
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return data

@@ -1,6 +1,7 @@
 """The published files themselves, where they are: their licences do not allow to ship them."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 from moe_benchmarks._data._catalog import DATA_VARIABLE, DATASETS, load
 from moe_benchmarks._data._dataset import ITEM, USER, Dataset, Split
+from moe_benchmarks._language._squad_files import read_squad
+from moe_benchmarks._language._squad_scores import score_answers
 
 ROOT = Path(__file__).parents[3]
 BESIDE = ROOT.parent / "shared" / "data"
@@ -67,3 +70,19 @@ def test_pictures_of_all_classes_are_composed(name: str) -> None:
     assert lengths(data) == [5000, 1000, 1000]
     for split in splits(data):
         assert all(set(target.tolist()) == set(range(10)) for target in split.targets)
+
+
+def test_squad_has_its_questions_and_answers(tmp_path: Path) -> None:
+    path = FOLDER / "squad-v2-dev.json.gz"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not in {DATA_VARIABLE} or beside the repository")
+    (tmp_path / "squad").mkdir()
+    for name in ("train", "dev"):
+        shutil.copy(path, tmp_path / "squad" / f"{name}-v2.0.json.gz")
+    _, questions = read_squad(tmp_path)
+    golds = [question.answers for question in questions]
+    assert (len(golds), golds.count(())) == (11_873, 5_945)
+    none = score_answers([""] * len(golds), golds)
+    assert none["exact"] == none["f1"] == pytest.approx(5_945 / 11_873, abs=1e-3)
+    longest = score_answers([max(some, key=len, default="") for some in golds], golds)
+    assert set(longest.values()) == {1.0}

@@ -5,7 +5,7 @@ import typer
 import moe_benchmarks
 from moe_benchmarks._cli._compare import compare
 from moe_benchmarks._cli._data import data
-from moe_benchmarks._cli._glue import glue
+from moe_benchmarks._cli._distil import distil
 from moe_benchmarks._cli._list import list_experiments
 from moe_benchmarks._cli._quickstart import quickstart
 from moe_benchmarks._cli._report import report
@@ -35,4 +35,4 @@ app.command()(tune)
 app.command()(report)
 app.command()(compare)
 app.command()(speed)
-app.command()(glue)
+app.command()(distil)

@@ -18,7 +18,7 @@ HTML, MARKDOWN = "report.html", "report.md"
 def report(
     studies: Annotated[
         list[Path],
-        typer.Argument(help="Folders of `moe-bench tune` or `moe-bench glue`, or files of rows."),
+        typer.Argument(help="Folders of `moe-bench tune` or `moe-bench distil`, or files of rows."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the two pages.")],
     title: Annotated[

@@ -1,44 +1,54 @@
-"""Sentences as tokens, in batches of about the same length."""
+"""Rows as tokens, in batches of about the same length.
 
-from collections.abc import Iterator
+Axes: T rows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moe_benchmarks._language._glue import Sentences
 from moe_benchmarks._resumable import row_order
 
 # Batches whose rows are sorted by length together: less padding, and still another order each time.
 BATCHES_SORTED = 16
+COLUMNS = ("input_ids", "token_type_ids")
 
 Batch = dict[str, Tensor]
 
 
-class EncodedRows:
-    """Rows of a task as token ids, of any length each."""
+class EncodedRows(ABC):
+    """Rows as token ids, of any length each, and what is to be learned of each.
+
+    Parameters
+    ----------
+    tokenizer
+        Of transformers: what rows are padded with.
+    encoded
+        What it has made of them.
+    targets
+        Tensors of shape (T,), by the names that models have for them.
+    """
 
     def __init__(
         self,
         tokenizer: Any,  # noqa: ANN401 - of transformers
-        sentences: Sentences,
-        *,
-        max_length: int,
-        is_number: bool,
+        encoded: Mapping[str, list[list[int]]],
+        targets: Mapping[str, Tensor],
     ) -> None:
-        encoded = tokenizer(
-            sentences.first, sentences.second, truncation=True, max_length=max_length
-        )
-        names = ("input_ids", "token_type_ids")
-        self._columns = {name: encoded[name] for name in names if name in encoded}
+        self._columns = {name: encoded[name] for name in COLUMNS if name in encoded}
         self._padding = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": 0}
-        self.labels = torch.tensor(sentences.labels)
-        if not is_number:
-            self.labels = self.labels.long()
+        self.targets = dict(targets)
+
+    @abstractmethod
+    def score(self, outputs: Sequence[Any]) -> dict[str, float]:
+        """Return the official scores of a model's outputs for the batches of `in_order`."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.labels)
+        return len(self._columns["input_ids"])
 
     @property
     def lengths(self) -> Tensor:
@@ -64,8 +74,11 @@ class EncodedRows:
             batch[name] = torch.tensor(padded)
         lengths = torch.tensor([len(self._columns["input_ids"][row]) for row in rows])
         batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
-        batch["labels"] = self.labels[rows]
-        return batch
+        return batch | {name: target[rows] for name, target in self.targets.items()}
+
+    def inputs(self, batch: Batch) -> Batch:
+        """Return a batch without what is to be learned."""
+        return {name: value for name, value in batch.items() if name not in self.targets}
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield all rows as they come."""

@@ -16,30 +16,10 @@ from moe_runtime.convert import hidden_unit_importance
 IMPORTANCE_ROWS = 32
 
 
-def transformers() -> Any:  # noqa: ANN401 - a module without types
-    """Import transformers, or say which extra brings it."""
-    try:
-        import transformers as imported  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        msg = 'models of language need the extra: pip install "moe-benchmarks[nlp]"'
-        raise ModuleNotFoundError(msg, name=error.name) from None
-    # What is said of every model that is loaded hides what is said here.
-    imported.logging.set_verbosity_error()
-    imported.logging.disable_progress_bar()
-    return imported
-
-
-def load_tokenizer(model: str) -> Any:  # noqa: ANN401 - of transformers
-    """Load the tokenizer of a local folder or of a name on the hub."""
-    return transformers().AutoTokenizer.from_pretrained(model)
-
-
 def pretrained(model: str, settings: LanguageSettings, *, seed: int) -> Any:  # noqa: ANN401 - of transformers
     """Load a pretrained model with a new head for the task."""
     torch.manual_seed(seed)  # of the head
-    return transformers().AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=TASKS[settings.task].num_labels
-    )
+    return TASKS[settings.task].load(model)
 
 
 def fine_tuned(
@@ -54,7 +34,7 @@ def fine_tuned(
     """Fine-tune a pretrained model on a task, or load what an earlier call has left there."""
     kept = folder / "dense"
     if (kept / "done").exists():
-        return transformers().AutoModelForSequenceClassification.from_pretrained(kept)
+        return TASKS[settings.task].load(kept)
     dense = pretrained(model, settings, seed=seed)
     train_epochs(
         dense,

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 import moe_gates
 from moe_benchmarks._experiments._searches import CONFIRMED_FROM
 from moe_benchmarks._language._batches import Batch, EncodedRows
 from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._students import Student, Vocabulary
+from moe_benchmarks._language._task import Task
+from moe_benchmarks._language._tasks import TASKS
 from moe_benchmarks._language._training import OnStep, token_batches, train_epochs
 from moe_runtime import Router, RouterSchedule, SearchRows, search_permutations
 from moe_runtime.convert import (
@@ -29,7 +30,6 @@ from moe_runtime.convert import (
     convert,
     converted_layers,
     hidden_state_loss,
-    symmetric_divergence,
 )
 
 
@@ -91,7 +91,7 @@ def distil(
     losses = train_epochs(
         model,
         rows,
-        partial(_loss, model, dense, settings.distil_weight),
+        partial(_loss, model, dense, TASKS[settings.task], settings.distil_weight),
         epochs=settings.distil_epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.distil_learning_rate,
@@ -124,7 +124,7 @@ def _convert(
     )
 
 
-def _loss(model: Any, dense: Any, distil_weight: float, batch: Batch) -> Tensor:  # noqa: ANN401 - of transformers
+def _loss(model: Any, dense: Any, task: Task, distil_weight: float, batch: Batch) -> Tensor:  # noqa: ANN401 - of transformers
     """Return the task's loss, the penalty, and the distance from the dense model."""
     output = model(**batch, output_hidden_states=True)
     with torch.no_grad():
@@ -132,10 +132,7 @@ def _loss(model: Any, dense: Any, distil_weight: float, batch: Batch) -> Tensor:
     distance = hidden_state_loss(
         output.hidden_states, teacher.hidden_states, batch["attention_mask"]
     )
-    if output.logits.shape[-1] > 1:
-        distance = distance + symmetric_divergence(output.logits, teacher.logits)
-    else:
-        distance = distance + F.mse_loss(output.logits, teacher.logits)
+    distance = distance + task.distance(output, teacher, batch)
     total: Tensor = output.loss + distil_weight * distance
     return total
 

@@ -1,85 +1,100 @@
-"""Read the files of GLUE, in the layout in which they are published."""
+"""A task of GLUE: sentences, or pairs of them, with a class or a number each.
 
+Axes: T rows, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from moe_benchmarks._data._dataset import DataError
-from moe_benchmarks._language._tasks import Task
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-FOLDER = "glue"
-
-
-class Sentences(NamedTuple):
-    """Rows of a task: sentences, or pairs of them, and their labels."""
-
-    first: list[str]
-    second: list[str] | None
-    labels: list[float]  # the number of the class, or the number to predict
-
-    def __len__(self) -> int:
-        """Return the number of rows; of a tuple it would be that of its fields."""
-        return len(self.labels)
-
-    def take(self, rows: list[int]) -> "Sentences":
-        """Return some of the rows."""
-        second = None if self.second is None else [self.second[row] for row in rows]
-        return Sentences(
-            [self.first[row] for row in rows], second, [self.labels[row] for row in rows]
-        )
+from moe_benchmarks._language._batches import Batch, EncodedRows
+from moe_benchmarks._language._glue_files import Layout, Sentences, read_glue
+from moe_benchmarks._language._glue_scores import Numbers, Score
+from moe_benchmarks._language._library import transformers
+from moe_benchmarks._language._task import Task
+from moe_runtime.convert import symmetric_divergence
 
 
-def read_glue(task: Task, data_dir: Path) -> tuple[Sentences, Sentences]:
-    """Read the training and the development rows; those of the test have no labels.
+@dataclass(frozen=True)
+class GlueTask(Task):
+    """A task of GLUE.
 
-    Raises
-    ------
-    DataError
-        If a file is missing or is not one of this task; it is named, with the line.
+    Attributes
+    ----------
+    layout : Layout
+        Where its files have what.
+    scores : mapping of str to function
+        Official scores, dimensionless.
+    max_length : int
+        Tokens of a row, as it is usually set.
     """
-    folder = data_dir / FOLDER / task.name
-    return _read(folder / "train.tsv", task), _read(folder / task.dev_file, task)
 
+    layout: Layout
+    scores: Mapping[str, Score]
+    max_length: int = 128
 
-def _read(path: Path, task: Task) -> Sentences:
-    try:
-        # Quotation marks are part of the sentences, and only "\n" ends a row.
-        lines = path.read_bytes().decode("utf-8").rstrip("\n").split("\n")
-    except FileNotFoundError:
-        msg = (
-            f"{task.name} needs {path}, which is not there: the files are those of "
-            "https://gluebenchmark.com/tasks; --data-dir or MOE_BENCH_DATA name the folder that "
-            f"holds {FOLDER}/{task.name}."
+    @property
+    def name(self) -> str:
+        """The name, as the GLUE benchmark writes it."""
+        return self.layout.name
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Official scores, at most 1 each, larger is better; differences are of the first."""
+        return tuple(self.scores)
+
+    def read(self, data_dir: Path) -> tuple[Sentences, Sentences]:
+        """Read the training and the development rows; those of the test have no labels."""
+        return read_glue(self.layout, data_dir)
+
+    def encode(self, tokenizer: Any, examples: Sentences, max_length: int) -> "SentenceRows":  # noqa: ANN401 - of transformers
+        """Make tokens of sentences."""
+        return SentenceRows(self, tokenizer, examples, max_length)
+
+    def load(self, model: str | Path) -> Any:  # noqa: ANN401 - of transformers
+        """Load a model with a head for the classes, or for one number."""
+        return transformers().AutoModelForSequenceClassification.from_pretrained(
+            model, num_labels=len(self.layout.labels) or 1
         )
-        raise DataError(msg) from None
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path} cannot be read: {error}."
-        raise DataError(msg) from error
-    rows = [line.rstrip("\r").split("\t") for line in lines]
-    places = [column for column in (*task.columns, task.label) if isinstance(column, int)]
-    if not places:
-        header = rows.pop(0)
-        missing = [column for column in (*task.columns, task.label) if column not in header]
-        if missing:
-            msg = f"{path} has no column {missing} in its header, {header}."
-            raise DataError(msg)
-        places = [header.index(str(column)) for column in (*task.columns, task.label)]
-    *columns, label = places
-    for number, row in enumerate(rows):
-        if len(row) <= max(places):
-            msg = f"{path}, row {number + 1}: {len(row)} columns, {max(places) + 1} are needed."
-            raise DataError(msg)
-    if not rows:
-        msg = f"{path} has no rows."
-        raise DataError(msg)
-    second = [row[columns[1]] for row in rows] if len(columns) > 1 else None
-    labels = [_label(path, number, row[label], task) for number, row in enumerate(rows)]
-    return Sentences([row[columns[0]] for row in rows], second, labels)
+
+    def distance(self, output: Any, teacher: Any, batch: Batch) -> Tensor:  # noqa: ANN401, ARG002 - of transformers; no target is asked
+        """Return the symmetric divergence of the classes, or the squared error of the number."""
+        if self.layout.labels:
+            return symmetric_divergence(output.logits, teacher.logits)
+        return F.mse_loss(output.logits, teacher.logits)
+
+    def score(self, logits: Numbers, labels: Sequence[float]) -> dict[str, float]:
+        """Return the scores of logits (T, C) of a model."""
+        answers = logits.argmax(-1).astype(np.float64) if self.layout.labels else logits[:, 0]
+        wanted = np.asarray(labels, dtype=np.float64)
+        return {name: score(answers, wanted) for name, score in self.scores.items()}
 
 
-def _label(path: Path, number: int, text: str, task: Task) -> float:
-    try:
-        return float(task.labels.index(text)) if task.labels else float(text)
-    except ValueError:
-        wanted = f"one of {list(task.labels)}" if task.labels else "a number"
-        msg = f"{path}, row {number + 1}: the label must be {wanted}, got {text!r}."
-        raise DataError(msg) from None
+class SentenceRows(EncodedRows):
+    """Sentences, or pairs of them, as tokens."""
+
+    def __init__(
+        self,
+        task: GlueTask,
+        tokenizer: Any,  # noqa: ANN401 - of transformers
+        sentences: Sentences,
+        max_length: int,
+    ) -> None:
+        encoded = tokenizer(
+            sentences.first, sentences.second, truncation=True, max_length=max_length
+        )
+        labels = torch.tensor(sentences.labels)
+        labels = labels.long() if task.layout.labels else labels
+        super().__init__(tokenizer, encoded, {"labels": labels})
+        self._task = task
+
+    def score(self, outputs: Sequence[Any]) -> dict[str, float]:
+        """Return the official scores of a model's outputs for the batches of `in_order`."""
+        logits = torch.cat([output.logits for output in outputs]).double().numpy()
+        return self._task.score(logits, self.targets["labels"].tolist())

@@ -172,7 +172,7 @@ def _figure(task: str, rows: Sequence[Row]) -> Figure:
 
 def _metric(rows: Sequence[Row]) -> str:
     names = {"matthews": "Matthews correlation", "f1": "F1"}
-    score = TASKS[rows[0]["task"]].main_score
+    score = TASKS[rows[0]["task"]].score_names[0]
     return names.get(score, score)
 
 

@@ -1,4 +1,4 @@
-"""Settings of a study on GLUE."""
+"""Settings of a study of language."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ class LanguageSettings:
     Attributes
     ----------
     task : str
-        A task of GLUE.
+        A task of GLUE, or SQuAD2.0.
     evaluate_on : {"dev", "held-out"}
         The development rows; or a tenth of the training rows, 1000 at most, which are then not
         trained on: what settings are chosen on.

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from moe_benchmarks._experiments._row import Row, made_with
 from moe_benchmarks._files import claim_for, write_text
-from moe_benchmarks._language._batches import EncodedRows
-from moe_benchmarks._language._dense import fine_tuned, importance_of, load_tokenizer
+from moe_benchmarks._language._dense import fine_tuned, importance_of
 from moe_benchmarks._language._distil import Distilled, distil
-from moe_benchmarks._language._glue import Sentences, read_glue
+from moe_benchmarks._language._library import load_tokenizer
 from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._students import DENSE, STUDENTS, TRAINER, VARIANTS
+from moe_benchmarks._language._task import Examples
 from moe_benchmarks._language._tasks import TASKS
 from moe_benchmarks._language._trainer import fine_tuned_by_trainer
 from moe_benchmarks._language._training import OnStep, scores_of
@@ -47,7 +47,7 @@ class LanguageStudy:
     folder
         For the rows, and for each seed's dense model.
     data_dir
-        The folder that has GLUE's.
+        The folder that has the task's.
     """
 
     def __init__(
@@ -55,19 +55,13 @@ class LanguageStudy:
     ) -> None:
         self.settings, self.model, self.folder = settings, model, folder
         self.task = TASKS[settings.task]
-        train, dev = read_glue(self.task, data_dir)
-        train, dev = _chosen_rows(train, dev, settings)
+        examples = _chosen(*self.task.read(data_dir), settings)
+        self.num_train, self.num_dev = map(len, examples)
         tokenizer = load_tokenizer(model)
         self.train_rows, self.dev_rows = (
-            EncodedRows(
-                tokenizer,
-                rows,
-                max_length=settings.max_length,
-                is_number=not self.task.labels,
-            )
-            for rows in (train, dev)
+            self.task.encode(tokenizer, some, settings.max_length) for some in examples
         )
-        wanted = {**settings.to_dict(), "num_rows": len(self.train_rows)}
+        wanted = {**settings.to_dict(), "num_rows": self.num_train}
         claim_for(folder, wanted, kind="study")
 
     def rows(self) -> list[Row]:
@@ -102,8 +96,8 @@ class LanguageStudy:
             "variant": cell.variant,
             "seed": cell.seed,
             "settings": self.settings.to_dict(),
-            "train_rows": len(self.train_rows),
-            "rows": len(self.dev_rows),
+            "train_rows": self.num_train,
+            "rows": self.num_dev,
             **found,
             "seconds": time.perf_counter() - begin,
             **made_with("transformers"),
@@ -136,16 +130,14 @@ class LanguageStudy:
         return self._found_sparse(distilled)
 
     def _found_dense(self, dense: Any) -> dict[str, Any]:  # noqa: ANN401 - of transformers
-        scores = scores_of(dense, self.dev_rows, self.task, hard=False)
+        scores = scores_of(dense, self.dev_rows, hard=False)
         return {"scores": {"trained": scores, "hard": scores}}
 
     def _found_sparse(self, distilled: Distilled) -> dict[str, Any]:
         scores, routing = {}, {}
         for how in ("trained", "hard"):
             with Watcher(distilled.model) as watcher:
-                scores[how] = scores_of(
-                    distilled.model, self.dev_rows, self.task, hard=how == "hard"
-                )
+                scores[how] = scores_of(distilled.model, self.dev_rows, hard=how == "hard")
             numbers, loads = watcher.compute(), watcher.loads()
             routing[how] = {
                 "experts_per_token": [numbers[f"{name}/experts_per_row"] for name in loads],
@@ -162,10 +154,10 @@ class LanguageStudy:
         }
 
 
-def _chosen_rows(
-    train: Sentences, dev: Sentences, settings: LanguageSettings
-) -> tuple[Sentences, Sentences]:
-    """Take the rows that are trained on, and those that are scored."""
+def _chosen(
+    train: Examples, dev: Examples, settings: LanguageSettings
+) -> tuple[Examples, Examples]:
+    """Take what is trained on, and what is scored."""
     order = row_order(0, 0, len(train)).tolist()
     if settings.evaluate_on == "held-out":
         num_held = min(len(train) // HELD_OUT, MOST_HELD_OUT)

@@ -59,7 +59,7 @@ def variant_name(variant: str) -> str:
 def main_scores(rows: Iterable[Row], variant: str, *, routing: str = "hard") -> dict[int, float]:
     """Return the task's main score of each seed."""
     return {
-        row["seed"]: row["scores"][routing][TASKS[row["task"]].main_score]
+        row["seed"]: row["scores"][routing][TASKS[row["task"]].score_names[0]]
         for row in rows
         if row["variant"] == variant
     }

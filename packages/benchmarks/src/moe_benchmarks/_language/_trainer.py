@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_benchmarks._language._batches import EncodedRows
-from moe_benchmarks._language._dense import pretrained, transformers
+from moe_benchmarks._language._dense import pretrained
+from moe_benchmarks._language._library import transformers
 from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._training import LARGEST_NORM, WEIGHT_DECAY, OnStep
 

@@ -1,7 +1,4 @@
-"""What fine-tuning and distillation share: steps, and scores of a model.
-
-Axes: T rows, C classes.
-"""
+"""What fine-tuning and distillation share: steps, and scores of a model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -13,7 +10,6 @@ from torch import Tensor, nn
 
 from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._language._batches import Batch, EncodedRows
-from moe_benchmarks._language._tasks import Task
 from moe_benchmarks._resumable import epoch_seed
 from moe_runtime import hard_routing
 
@@ -60,8 +56,8 @@ def train_epochs(
             optimizer.step()
             schedule.step()
             after_step()
-            summed += loss.detach().double() * len(batch["labels"])
-            counted += len(batch["labels"])
+            summed += loss.detach().double() * len(batch["input_ids"])
+            counted += len(batch["input_ids"])
             done += 1
             on_step(done, total)
         losses.append(float(summed / counted))
@@ -72,22 +68,12 @@ def train_epochs(
 
 
 @torch.no_grad()
-def logits_of(model: Any, rows: EncodedRows, *, hard: bool) -> Tensor:  # noqa: ANN401 - of transformers
-    """Return a model's logits of all rows (T, C), in evaluation mode."""
+def scores_of(model: Any, rows: EncodedRows, *, hard: bool) -> dict[str, float]:  # noqa: ANN401 - of transformers
+    """Return the task's official scores of a model, in evaluation mode."""
     model.eval()
     with hard_routing(model) if hard else nullcontext():
-        parts = [model(**_unlabelled(batch)).logits for batch in rows.in_order(EVALUATION_ROWS)]
-    return torch.cat(parts).float()
-
-
-def scores_of(model: Any, rows: EncodedRows, task: Task, *, hard: bool) -> dict[str, float]:  # noqa: ANN401 - of transformers
-    """Return the task's official scores of a model."""
-    logits = logits_of(model, rows, hard=hard).double().numpy()
-    return task.score(logits, rows.labels.tolist())
-
-
-def _unlabelled(batch: Batch) -> Batch:
-    return {name: value for name, value in batch.items() if name != "labels"}
+        outputs = [model(**rows.inputs(batch)) for batch in rows.in_order(EVALUATION_ROWS)]
+    return rows.score(outputs)
 
 
 def token_batches(rows: EncodedRows, num_tokens: int, *, seed: int, epoch: int) -> Iterator[Batch]:

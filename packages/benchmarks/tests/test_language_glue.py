@@ -8,11 +8,12 @@ import torch
 from _language import write_glue, write_model
 
 from moe_benchmarks._data._dataset import DataError
-from moe_benchmarks._language._batches import EncodedRows
-from moe_benchmarks._language._dense import load_tokenizer
-from moe_benchmarks._language._glue import Sentences, read_glue
-from moe_benchmarks._language._tasks import TASKS
+from moe_benchmarks._language._glue import GlueTask, SentenceRows
+from moe_benchmarks._language._glue_files import Layout, Sentences
+from moe_benchmarks._language._glue_tasks import GLUE
+from moe_benchmarks._language._library import load_tokenizer
 
+TASKS = {task.name: task for task in GLUE}
 HEADERS = {
     "MRPC": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", '1\t7\t8\tHe said "no.\tHe said no.'),
     "RTE": ("index\tsentence1\tsentence2\tlabel", "0\tIt rains.\tIt is wet.\tentailment"),
@@ -29,9 +30,9 @@ def test_each_task_is_read(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "glue" / name
     folder.mkdir(parents=True)
     task = TASKS[name]
-    for file in ("train.tsv", task.dev_file):
+    for file in ("train.tsv", task.layout.dev_file):
         (folder / file).write_text("\n".join(HEADERS[name]) + "\r\n", encoding="utf-8")
-    train, dev = read_glue(task, tmp_path)
+    train, dev = task.read(tmp_path)
     labels = {"QNLI": 1.0, "QQP": 0.0, "STS-B": 3.8, "RTE": 0.0, "MNLI": 2.0}
     assert train.labels == dev.labels == [labels.get(name, 1.0)]
     assert len(train) == 1
@@ -41,7 +42,7 @@ def test_each_task_is_read(name: str, tmp_path: Path) -> None:
 
 
 def test_a_single_sentence_without_header(tmp_path: Path) -> None:
-    train, dev = read_glue(TASKS["CoLA"], write_glue(tmp_path, num_train=120, num_dev=30))
+    train, dev = TASKS["CoLA"].read(write_glue(tmp_path, num_train=120, num_dev=30))
     assert (len(train), len(dev)) == (120, 30)
     assert train.second is None
     assert set(train.labels) == {0.0, 1.0}
@@ -62,14 +63,14 @@ def test_what_is_wrong_with_a_file_is_named(text: str, message: str, tmp_path: P
     path = tmp_path / "glue" / "SST-2" / "train.tsv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message) as raised:
-        read_glue(TASKS["SST-2"], tmp_path)
+        TASKS["SST-2"].read(tmp_path)
     assert str(path) in str(raised.value)
     path.write_bytes(b"sentence\tlabel\n\xff\t1\n")
     with pytest.raises(DataError, match="cannot be read"):
-        read_glue(TASKS["SST-2"], tmp_path)
+        TASKS["SST-2"].read(tmp_path)
     path.unlink()
     with pytest.raises(DataError, match=r"MOE_BENCH_DATA name the folder that holds glue/SST-2"):
-        read_glue(TASKS["SST-2"], tmp_path)
+        TASKS["SST-2"].read(tmp_path)
 
 
 def test_scores_are_the_official_ones() -> None:
@@ -88,11 +89,12 @@ def test_scores_are_the_official_ones() -> None:
 def test_batches_hold_every_row_once_padded_to_the_longest(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(write_model(tmp_path)))
     sentences = Sentences(["the film", "a", "so so so good"] * 7, None, [0.0, 1.0, 2.0] * 7)
-    rows = EncodedRows(tokenizer, sentences, max_length=5, is_number=False)
+    three = GlueTask(Layout("three", (0,), 1, ("0", "1", "2")), {})
+    rows = SentenceRows(three, tokenizer, sentences, max_length=5)
     assert rows.lengths.tolist() == [4, 3, 5] * 7, "with the two special tokens, at most 5"
     batches = list(rows.shuffled(4, seed=1, epoch=0))
     assert sorted(label for batch in batches for label in batch["labels"].tolist()) == sorted(
-        rows.labels.tolist()
+        rows.targets["labels"].tolist()
     )
     for batch in batches:
         lengths = batch["attention_mask"].sum(1)
@@ -105,5 +107,5 @@ def test_batches_hold_every_row_once_padded_to_the_longest(tmp_path: Path) -> No
         a["labels"].tolist() != b["labels"].tolist() for a, b in zip(batches, other, strict=True)
     )
     together = torch.cat([batch["labels"] for batch in rows.in_order(4)])
-    assert torch.equal(together, rows.labels)
+    assert torch.equal(together, rows.targets["labels"])
     assert sum(rows.token_counts.values()) == int(rows.lengths.sum())

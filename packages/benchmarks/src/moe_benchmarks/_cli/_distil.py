@@ -1,4 +1,4 @@
-"""`moe-bench glue`."""
+"""`moe-bench distil`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,16 +28,15 @@ from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._students import DENSE, STUDENTS, TRAINER
 from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_benchmarks._language._summary import variant_name
+from moe_benchmarks._language._tasks import TASKS
 from moe_benchmarks._workers import only_one
 from moe_runtime import CheckpointError
 
 Train = Callable[[list[Cell], OnStep, Callable[[Row], None]], None]
 
 
-def glue(
-    task: Annotated[
-        str, typer.Argument(help="CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI.")
-    ],
+def distil(
+    task: Annotated[str, typer.Argument(help=f"A task of GLUE, or SQuAD: {', '.join(TASKS)}.")],
     model: Annotated[
         str, typer.Option(help="Pretrained dense model: a local folder, or a name on the hub.")
     ],
@@ -76,7 +75,9 @@ def glue(
         float, typer.Option(help="Of the distance from the dense model.")
     ] = LanguageSettings.distil_weight,
     batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = LanguageSettings.batch_size,
-    max_length: Annotated[int, typer.Option(help="Tokens of a row.")] = LanguageSettings.max_length,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a row.", show_default="128; 384 for SQuAD")
+    ] = None,
     experts: Annotated[int, typer.Option(help="Of each layer.")] = LanguageSettings.num_experts,
     width: Annotated[
         int,
@@ -113,7 +114,7 @@ def glue(
             task=task,
             evaluate_on="held-out" if held_out else "dev",
             train_rows=train_rows,
-            max_length=max_length,
+            max_length=max_length or _usual_length(task),
             epochs=epochs,
             learning_rate=learning_rate,
             distil_epochs=distil_epochs,
@@ -133,13 +134,18 @@ def glue(
         train = (
             partial(train_here, study) if workers == 1 else partial(train_in_workers, make, workers)
         )
-        with only_one(out, "moe-bench glue"):
+        with only_one(out, "moe-bench distil"):
             _run(study, cells, train)
     except KeyboardInterrupt:
         typer.echo(f"stopped; what is done is in {out}. The same command continues it.")
         raise typer.Exit(INTERRUPTED) from None
     except (DataError, DivergedError, CheckpointError, ImportError, ValueError, OSError) as error:
         fail(str(error))
+
+
+def _usual_length(task: str) -> int:
+    # The settings refuse a task that is none.
+    return TASKS[task].max_length if task in TASKS else LanguageSettings.max_length
 
 
 def _run(study: LanguageStudy, cells: list[Cell], train: Train) -> None:

@@ -1,4 +1,4 @@
-"""`moe-bench glue`: a dense model, sparse ones made from it, and a report."""
+"""`moe-bench distil`: a dense model, sparse ones made from it, and a report."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def finished(
     given: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, moe_bench: Run
 ) -> Path:
     out = tmp_path_factory.mktemp("glue") / "out"
-    done = moe_bench("glue", "CoLA", *given, f"--out={out}", *OPTIONS)
+    done = moe_bench("distil", "CoLA", *given, f"--out={out}", *OPTIONS)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -83,7 +83,7 @@ def test_a_second_call_trains_nothing(
     before = (finished / "rows.jsonl").read_bytes()
     monkeypatch.setattr(_study, "distil", None)
     monkeypatch.setattr(_study, "fine_tuned", None)
-    done = moe_bench("glue", "CoLA", *given, f"--out={finished}", *OPTIONS)
+    done = moe_bench("distil", "CoLA", *given, f"--out={finished}", *OPTIONS)
     assert done.returncode == 0, done.stderr
     assert (finished / "rows.jsonl").read_bytes() == before
 
@@ -92,7 +92,7 @@ def test_interrupted_runs_end_with_the_same_numbers(
     finished: Path, given: tuple[str, str], moe_bench: Run, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    arguments = ("glue", "CoLA", *given, f"--out={tmp_path / 'out'}", *OPTIONS, "--seeds=1")
+    arguments = ("distil", "CoLA", *given, f"--out={tmp_path / 'out'}", *OPTIONS, "--seeds=1")
     calls: list[Any] = []
 
     def interrupted(function: Any, stops: set[int]) -> Any:
@@ -119,7 +119,7 @@ def test_trainer_has_rows_of_its_own(
 ) -> None:
     pytest.importorskip("accelerate", reason="needs the extra: pip install 'moe-benchmarks[nlp]'")
     options = (f"--out={tmp_path}", *OPTIONS, "--trainer", "--routers=hash")
-    done = moe_bench("glue", "CoLA", *given, *options)
+    done = moe_bench("distil", "CoLA", *given, *options)
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path)
     assert [row["variant"] for row in rows] == ["dense", "dense-trainer", "hash"] * 2
@@ -133,7 +133,7 @@ def test_two_processes_end_with_the_same_numbers(
     finished: Path, given: tuple[str, str], moe_bench: Run, tmp_path: Path
 ) -> None:
     some = "--routers=hash,comet+"
-    done = moe_bench("glue", "CoLA", *given, f"--out={tmp_path}", *OPTIONS, some, "--workers=2")
+    done = moe_bench("distil", "CoLA", *given, f"--out={tmp_path}", *OPTIONS, some, "--workers=2")
     assert done.returncode == 0, done.stderr
     wanted = [row for row in rows_of(finished) if row["variant"] in ("dense", "hash", "comet+")]
     assert numbers(rows_of(tmp_path)) == numbers(wanted)
@@ -143,7 +143,7 @@ def test_what_a_worker_raises_is_said(
     given: tuple[str, str], moe_bench: Run, tmp_path: Path
 ) -> None:
     options = (f"--out={tmp_path}", *OPTIONS, "--learning-rate=1e30", "--workers=2")
-    done = moe_bench("glue", "CoLA", *given, *options)
+    done = moe_bench("distil", "CoLA", *given, *options)
     assert done.returncode == 2
     assert "the training loss of epoch 1 is nan" in done.stderr
 
@@ -202,7 +202,7 @@ def test_dense_models_are_begun_first_and_others_after_their_own() -> None:
 def test_another_study_in_the_folder_is_refused(
     finished: Path, given: tuple[str, str], moe_bench: Run
 ) -> None:
-    done = moe_bench("glue", "CoLA", *given, f"--out={finished}", *OPTIONS, "--gamma=3")
+    done = moe_bench("distil", "CoLA", *given, f"--out={finished}", *OPTIONS, "--gamma=3")
     assert done.returncode == 2
     assert "holds a study with other settings" in done.stderr
 
@@ -284,13 +284,13 @@ def test_estimates() -> None:
 def test_bad_options_are_named(
     options: tuple[str, ...], message: str, given: tuple[str, str], moe_bench: Run, tmp_path: Path
 ) -> None:
-    done = moe_bench("glue", "CoLA", *given, f"--out={tmp_path}", "--seeds=1", *options)
+    done = moe_bench("distil", "CoLA", *given, f"--out={tmp_path}", "--seeds=1", *options)
     assert done.returncode == 2
     assert message in done.stderr
 
 
 def test_an_unknown_task_is_named(given: tuple[str, str], moe_bench: Run, tmp_path: Path) -> None:
-    done = moe_bench("glue", "AX", *given, f"--out={tmp_path}")
+    done = moe_bench("distil", "AX", *given, f"--out={tmp_path}")
     assert done.returncode == 2
     assert "`task` must be one of ['CoLA'," in done.stderr
 
