@@ -114,6 +114,35 @@ def test_interrupted_runs_end_with_the_same_numbers(
     assert numbers(rows_of(tmp_path / "out")) == numbers(rows_of(finished)[: 1 + len(STUDENTS)])
 
 
+@pytest.mark.parametrize("variant", ["dense", "comet+"])
+def test_a_model_that_is_interrupted_goes_on_from_its_last_epoch(
+    variant: str, finished: Path, given: tuple[str, str], tmp_path: Path
+) -> None:
+    model, data = (argument.split("=", 1)[1] for argument in given)
+    settings = LanguageSettings(**rows_of(finished)[0]["settings"])
+    study = LanguageStudy(settings, model, tmp_path, Path(data))
+    if variant != "dense":
+        study.train(Cell(0, "dense"), lambda *_: None)
+    seen: list[tuple[int, int]] = []
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage != "importance":
+            seen.append((done, total))
+            if done == total - 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.train(Cell(0, variant), interrupt)
+    total, num_epochs = seen[0][1], 8 if variant == "dense" else 2
+    seen.clear()
+    row = study.train(Cell(0, variant), lambda _, done, total: seen.append((done, total)))
+    assert seen[0] == (total - total // num_epochs + 1, total)
+    wanted = next(row for row in rows_of(finished) if row["variant"] == variant)
+    assert numbers([json.loads(json.dumps(row))]) == numbers([wanted])
+    study.add(row)
+    assert not list(tmp_path.rglob(f"{variant}.safetensors"))
+
+
 def test_trainer_has_rows_of_its_own(
     given: tuple[str, str], moe_bench: Run, tmp_path: Path
 ) -> None:

@@ -36,10 +36,12 @@ def fine_tuned(
     if (kept / "done").exists():
         return TASKS[settings.task].load(kept)
     dense = pretrained(model, settings, seed=seed)
+    checkpoint = folder / "dense.safetensors"
     train_epochs(
         dense,
         rows,
         lambda batch: dense(**batch).loss,
+        checkpoint,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -48,6 +50,7 @@ def fine_tuned(
     )
     dense.eval().save_pretrained(kept)
     (kept / "done").touch()
+    checkpoint.unlink()
     return dense
 
 

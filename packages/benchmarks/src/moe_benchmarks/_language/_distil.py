@@ -6,9 +6,10 @@ Axes: T tokens, D features.
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._students import Student, Vocabulary
 from moe_benchmarks._language._task import Task
 from moe_benchmarks._language._tasks import TASKS
-from moe_benchmarks._language._training import OnStep, token_batches, train_epochs
+from moe_benchmarks._language._training import OnStep, Progress, token_batches, train_epochs
 from moe_runtime import Router, RouterSchedule, SearchRows, search_permutations
 from moe_runtime.convert import (
     ConversionReport,
@@ -62,23 +63,27 @@ def distil(
     importance: dict[str, Tensor],
     rows: EncodedRows,
     settings: LanguageSettings,
+    checkpoint: Path,
     *,
     seed: int,
     on_step: OnStep = lambda _done, _total: None,
 ) -> Distilled:
-    """Convert a copy of the dense model, and train it on the task and on the dense one's states."""
+    """Convert a copy of the dense model, and train it on the task and on the dense one's states.
+
+    Continues from the checkpoint that an interrupted call has left; the caller deletes it.
+    """
     torch.manual_seed(seed)
     model = copy.deepcopy(dense)
     report = _convert(model, student, importance, rows, settings, seed)
     dense.eval()
     schedule = _gamma_schedule(model, settings, len(rows))
     inputs = _watch_inputs(model)
-    searches: list[LayerSearch] = []
 
-    def before_epoch(epoch: int) -> None:
+    def before_epoch(epoch: int, progress: Progress) -> None:
         if student.is_searched and epoch <= settings.distil_epochs // 2:
             batches = list(token_batches(rows, settings.search_tokens, seed=seed, epoch=epoch))
-            searches.extend(_search_layers(model, dense, batches, settings, epoch))
+            found = _search_layers(model, dense, batches, settings, epoch)
+            progress.notes += map(asdict, found)
 
     def after_step() -> None:
         for layer, x in inputs.items():
@@ -88,19 +93,22 @@ def distil(
         if schedule is not None:
             schedule.step()
 
-    losses = train_epochs(
+    progress = train_epochs(
         model,
         rows,
         partial(_loss, model, dense, TASKS[settings.task], settings.distil_weight),
+        checkpoint,
         epochs=settings.distil_epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.distil_learning_rate,
         seed=seed,
+        others={} if schedule is None else {"schedule": schedule},
         before_epoch=before_epoch,
         after_step=after_step,
         on_step=on_step,
     )
-    return Distilled(model, report, losses, searches)
+    searches = [LayerSearch(**note) for note in progress.notes]
+    return Distilled(model, report, progress.losses, searches)
 
 
 def _convert(

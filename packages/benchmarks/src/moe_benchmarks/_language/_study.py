@@ -80,6 +80,7 @@ class LanguageStudy:
             [*self.rows(), row], key=lambda row: (row["seed"], VARIANTS.index(row["variant"]))
         )
         write_text(self.folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
+        self._checkpoint(Cell(row["seed"], row["variant"])).unlink(missing_ok=True)
 
     def train(self, cell: Cell, on_step: Callable[[str, int, int], None]) -> Row:
         """Train one model and score it: its row. The dense one brings the importance along."""
@@ -88,9 +89,8 @@ class LanguageStudy:
         def during(stage: str) -> OnStep:
             return lambda done, total: on_step(stage, done, total)
 
-        home = self.folder / f"seed-{cell.seed}"
-        home.mkdir(parents=True, exist_ok=True)
-        found = self._train(cell, home, during)
+        self._home(cell).mkdir(parents=True, exist_ok=True)
+        found = self._train(cell, self._home(cell), during)
         return {
             "task": self.task.name,
             "variant": cell.variant,
@@ -102,6 +102,12 @@ class LanguageStudy:
             "seconds": time.perf_counter() - begin,
             **made_with("transformers"),
         }
+
+    def _home(self, cell: Cell) -> Path:
+        return self.folder / f"seed-{cell.seed}"
+
+    def _checkpoint(self, cell: Cell) -> Path:
+        return self._home(cell) / f"{cell.variant}.safetensors"
 
     def _train(self, cell: Cell, home: Path, during: Callable[[str], OnStep]) -> dict[str, Any]:
         fine_tune = fine_tuned_by_trainer if cell.variant == TRAINER else fine_tuned
@@ -124,6 +130,7 @@ class LanguageStudy:
             importance,
             self.train_rows,
             self.settings,
+            self._checkpoint(cell),
             seed=cell.seed,
             on_step=during("distilling"),
         )

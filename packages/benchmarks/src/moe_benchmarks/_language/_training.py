@@ -1,7 +1,10 @@
 """What fine-tuning and distillation share: steps, and scores of a model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,13 @@ from torch import Tensor, nn
 from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._language._batches import Batch, EncodedRows
 from moe_benchmarks._resumable import epoch_seed
-from moe_runtime import hard_routing
+from moe_runtime import (
+    hard_routing,
+    load_checkpoint,
+    load_training_tensors,
+    save_checkpoint,
+    training_tensors,
+)
 
 # Of the weights of linear maps and embeddings, as fine-tuning usually has it.
 WEIGHT_DECAY = 0.01
@@ -22,49 +31,68 @@ OnStep = Callable[[int, int], None]
 StepLoss = Callable[[Batch], Tensor]
 
 
+@dataclass
+class Progress:
+    """What is known of a training run, besides its tensors."""
+
+    losses: list[float] = field(default_factory=list)  # mean of each epoch's steps
+    notes: list[dict[str, Any]] = field(default_factory=list)  # of the caller, in JSON's terms
+
+
 def train_epochs(
     model: nn.Module,
     rows: EncodedRows,
     loss_of: StepLoss,
+    checkpoint: Path,
     *,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     seed: int,
-    before_epoch: Callable[[int], None] = lambda _epoch: None,
+    others: Mapping[str, Any] = MappingProxyType({}),
+    before_epoch: Callable[[int, Progress], None] = lambda _epoch, _progress: None,
     after_step: Callable[[], None] = lambda: None,
     on_step: OnStep = lambda _done, _total: None,
-) -> list[float]:
-    """Train with AdamW and a learning rate that falls linearly to 0; return each epoch's loss."""
+) -> Progress:
+    """Train with AdamW and a learning rate that falls linearly to 0.
+
+    Every epoch is saved in `checkpoint`, with `others` that have a state; a run that finds it
+    continues from it, with the same numbers.
+    """
     decayed = [each for each in model.parameters() if each.requires_grad and each.ndim > 1]
-    others = [each for each in model.parameters() if each.requires_grad and each.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    rest = [each for each in model.parameters() if each.requires_grad and each.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    total = epochs * -(-len(rows) // batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
-    losses, done = [], 0
-    for epoch in range(epochs):
-        before_epoch(epoch)
+    progress = Progress()
+    if checkpoint.exists():
+        tensors, records = load_checkpoint(checkpoint)
+        load_training_tensors(model, optimizer, tensors, others)
+        progress = Progress(**records)
+    steps = -(-len(rows) // batch_size)
+    for epoch in range(len(progress.losses), epochs):
+        before_epoch(epoch, progress)
         model.train()
         torch.manual_seed(epoch_seed(seed, epoch))  # of dropout
-        summed, counted = torch.zeros((), dtype=torch.float64), 0
-        for batch in rows.shuffled(batch_size, seed=seed, epoch=epoch):
+        summed = torch.zeros((), dtype=torch.float64)
+        for step, batch in enumerate(rows.shuffled(batch_size, seed=seed, epoch=epoch)):
+            done = epoch * steps + step
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1 - done / (epochs * steps))
             loss = loss_of(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), LARGEST_NORM)
             optimizer.step()
-            schedule.step()
             after_step()
             summed += loss.detach().double() * len(batch["input_ids"])
-            counted += len(batch["input_ids"])
-            done += 1
-            on_step(done, total)
-        losses.append(float(summed / counted))
-        if not np.isfinite(losses[-1]):
-            msg = f"the training loss of epoch {epoch + 1} is {losses[-1]}."
+            on_step(done + 1, epochs * steps)
+        progress.losses.append(float(summed / len(rows)))
+        if not np.isfinite(progress.losses[-1]):
+            msg = f"the training loss of epoch {epoch + 1} is {progress.losses[-1]}."
             raise DivergedError(msg)
-    return losses
+        state = training_tensors(model, optimizer, others)
+        save_checkpoint(checkpoint, state, settings=asdict(progress))
+    return progress
 
 
 @torch.no_grad()
