@@ -14,7 +14,14 @@ import torch
 from _reference import ACTIVATIONS, DIM, NUM_IDS, ROUTERS, awake, make_mixture, router_of
 from torch import Tensor, nn
 
-from moe_runtime import Experts, MultiGateMixtureOfExperts, Router, hard_routing
+from moe_runtime import (
+    CometRouter,
+    Experts,
+    MixtureOfExperts,
+    MultiGateMixtureOfExperts,
+    Router,
+    hard_routing,
+)
 from moe_runtime.onnx import Verification, export
 from moe_runtime.onnx._decided import decided_rows
 
@@ -251,6 +258,24 @@ def test_a_permutation_is_folded_into_the_model(tmp_path: Path) -> None:
         answers = serve(tmp_path / "model.onnx", {64: {"x": x}})
         wanted = mixture(x).weights.detach()
         torch.testing.assert_close(torch.from_numpy(answers["64.weights"]), wanted)
+
+
+class AnyInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture = MixtureOfExperts(CometRouter(DIM, 3, k=1), Experts(3, [DIM, DIM]))
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        output: Tensor = self.mixture(first + sum(others)).output
+        return output
+
+
+def test_inputs_may_be_taken_together(tmp_path: Path) -> None:
+    inputs = tuple(torch.randn(20, DIM) for _ in range(3))
+    names = ["a", "b", "c"]
+    found = export(AnyInputs(), inputs, tmp_path, hard=True, input_names=names, output_names=["y"])
+    assert found.largest_error < 1e-5
+    assert found.batch_sizes == (0, 1, 2, 7, 33, 700)
 
 
 class Outputs(nn.Module):

@@ -6,6 +6,7 @@ import moe_benchmarks
 from moe_benchmarks._cli._compare import compare
 from moe_benchmarks._cli._data import data
 from moe_benchmarks._cli._distil import distil
+from moe_benchmarks._cli._export import export
 from moe_benchmarks._cli._list import list_experiments
 from moe_benchmarks._cli._quickstart import quickstart
 from moe_benchmarks._cli._report import report
@@ -36,3 +37,4 @@ app.command()(report)
 app.command()(compare)
 app.command()(speed)
 app.command()(distil)
+app.command()(export)

@@ -30,7 +30,7 @@ def report(
         rows = read_studies(studies, TRIAL, LANGUAGE)
         of_language = [set(row) >= LANGUAGE for row in rows]
         if any(of_language) and not all(of_language):
-            fail("studies of `tune` and of `glue` have a report each: name those of one kind.")
+            fail("studies of `tune` and of `distil` have a report each: name those of one kind.")
         html, markdown = (
             render_language(rows) if any(of_language) else render_study(rows, title=title)
         )

@@ -33,11 +33,14 @@ class GlueTask(Task):
         Official scores, dimensionless.
     max_length : int
         Tokens of a row, as it is usually set.
+    output_names : tuple of str
+        Of the logits, as transformers calls them.
     """
 
     layout: Layout
     scores: Mapping[str, Score]
     max_length: int = 128
+    output_names: tuple[str, ...] = ("logits",)
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """The report of a study on GLUE: a finding, tables, and the scores of each seed."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
@@ -91,6 +92,14 @@ def _sections(task: str, rows: Sequence[Row]) -> list[Section]:
     if differences.lines:
         note = "Paired by seed: both had the same dense model, importance and order of rows."
         sections.append(Section("COMET+ less another", table=differences, note=note))
+    exports = _exports(rows)
+    if exports.lines:
+        note = (
+            "Scores of ONNX Runtime's answers, hard routing, mean over the seeds exported; times "
+            "of batches of rows x tokens, and how many times faster than the dense model in the "
+            "same format, timed in turns."
+        )
+        sections.append(Section("Exported to ONNX", table=exports, note=note))
     searches = _searches(rows)
     if searches.lines:
         note = (
@@ -139,6 +148,32 @@ def _differences(rows: Sequence[Row]) -> Table:
     return Table(["", f"difference in {_metric(rows)}", "seeds"], lines)
 
 
+def _exports(rows: Sequence[Row]) -> Table:
+    exports = {
+        (kind, row["variant"], row["seed"]): found
+        for row in rows
+        for kind, found in row.get("exports", {}).items()
+    }
+    kinds = list(dict.fromkeys(kind for kind, _, _ in exports))
+    batches = list(next(iter(exports.values()))["milliseconds"]) if exports else []
+    lines = []
+    for kind, variant in product(kinds, variants(rows)):
+        own = {seed: each for (*key, seed), each in exports.items() if key == [kind, variant]}
+        if not own:
+            continue
+        score = np.mean([each["scores"][_main_score(rows)] for each in own.values()])
+        cells = [variant_name(variant), kind, f"{100 * score:.1f}"]
+        for batch in batches:
+            times = [each["milliseconds"][batch] for each in own.values()]
+            dense = [exports[kind, DENSE, seed]["milliseconds"][batch] for seed in own]
+            faster = "" if variant == DENSE else f" ({np.mean(np.divide(dense, times)):.2f}x)"
+            cells.append(f"{np.mean(times):.1f} ms{faster}")
+        cells.append(f"{np.mean([each['bytes'] for each in own.values()]) / 1e6:.0f} MB")
+        cells.append(f"{max(each['error'] for each in own.values()):.1e}")
+        lines.append(Line([Cell(each) for each in cells]))
+    return Table(["", "format", _metric(rows), *batches, "size", "largest error"], lines)
+
+
 def _searches(rows: Sequence[Row]) -> Table:
     found = [each for row in rows for each in row.get("searches", [])]
     lines = []
@@ -172,8 +207,11 @@ def _figure(task: str, rows: Sequence[Row]) -> Figure:
 
 def _metric(rows: Sequence[Row]) -> str:
     names = {"matthews": "Matthews correlation", "f1": "F1"}
-    score = TASKS[rows[0]["task"]].score_names[0]
-    return names.get(score, score)
+    return names.get(_main_score(rows), _main_score(rows))
+
+
+def _main_score(rows: Sequence[Row]) -> str:
+    return TASKS[rows[0]["task"]].score_names[0]
 
 
 def _width(rows: Sequence[Row]) -> float:

@@ -28,6 +28,7 @@ class Squad(Task):
     """Extractive question answering with questions that have no answer."""
 
     max_length = 384
+    output_names = ("start_logits", "end_logits")
 
     @property
     def name(self) -> str:

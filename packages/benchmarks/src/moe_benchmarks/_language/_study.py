@@ -57,9 +57,9 @@ class LanguageStudy:
         self.task = TASKS[settings.task]
         examples = _chosen(*self.task.read(data_dir), settings)
         self.num_train, self.num_dev = map(len, examples)
-        tokenizer = load_tokenizer(model)
+        self.tokenizer = load_tokenizer(model)
         self.train_rows, self.dev_rows = (
-            self.task.encode(tokenizer, some, settings.max_length) for some in examples
+            self.task.encode(self.tokenizer, some, settings.max_length) for some in examples
         )
         wanted = {**settings.to_dict(), "num_rows": self.num_train}
         claim_for(folder, wanted, kind="study")
@@ -75,12 +75,12 @@ class LanguageStudy:
         return [cell for cell in cells if tuple(cell) not in done]
 
     def add(self, row: Row) -> None:
-        """Add a row to those that there are."""
-        rows = sorted(
-            [*self.rows(), row], key=lambda row: (row["seed"], VARIANTS.index(row["variant"]))
-        )
+        """Add a row to those that there are, in the place of the one that its model has."""
+        cell = Cell(row["seed"], row["variant"])
+        others = [each for each in self.rows() if (each["seed"], each["variant"]) != cell]
+        rows = sorted([*others, row], key=lambda row: (row["seed"], VARIANTS.index(row["variant"])))
         write_text(self.folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
-        self._checkpoint(Cell(row["seed"], row["variant"])).unlink(missing_ok=True)
+        self._checkpoint(cell).unlink(missing_ok=True)
 
     def train(self, cell: Cell, on_step: Callable[[str, int, int], None]) -> Row:
         """Train one model and score it: its row. The dense one brings the importance along."""
@@ -103,6 +103,10 @@ class LanguageStudy:
             **made_with("transformers"),
         }
 
+    def model_folder(self, cell: Cell) -> Path:
+        """Return where a trained model is kept, with its tokenizer, as transformers reads it."""
+        return self._home(cell) / cell.variant
+
     def _home(self, cell: Cell) -> Path:
         return self.folder / f"seed-{cell.seed}"
 
@@ -123,6 +127,7 @@ class LanguageStudy:
             return self._found_dense(dense)
         importance = importance_of(dense, self.train_rows, home, during("importance"))
         if cell.variant == DENSE:
+            self.tokenizer.save_pretrained(self.model_folder(cell))
             return self._found_dense(dense)
         distilled = distil(
             dense,
@@ -134,6 +139,8 @@ class LanguageStudy:
             seed=cell.seed,
             on_step=during("distilling"),
         )
+        distilled.model.save_pretrained(self.model_folder(cell))
+        self.tokenizer.save_pretrained(self.model_folder(cell))
         return self._found_sparse(distilled)
 
     def _found_dense(self, dense: Any) -> dict[str, Any]:  # noqa: ANN401 - of transformers

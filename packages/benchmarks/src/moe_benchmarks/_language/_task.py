@@ -28,6 +28,7 @@ class Task(ABC):
     """Files, a head for a pretrained model, and official scores."""
 
     max_length: int  # tokens of a row, as it is usually set
+    output_names: tuple[str, ...]  # of the logits, as transformers calls them
 
     @property
     @abstractmethod

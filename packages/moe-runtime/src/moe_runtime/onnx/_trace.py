@@ -2,10 +2,12 @@
 
 import ast
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import Parameter
 
 import onnx_ir as ir
 import torch
@@ -14,6 +16,8 @@ from torch.export import Dim
 
 from moe_runtime.onnx._graph import DOMAIN
 from moe_runtime.onnx._reshapes import close_reshapes
+
+Shapes = Mapping[int, Dim] | list[dict[int, Dim]]
 
 BATCH = "batch"  # what the number of rows is called
 # Where torch.onnx notes which module a node belongs to, as a list in Python's notation.
@@ -28,7 +32,7 @@ def trace(
     example_inputs: Sequence[Tensor | list[Tensor]],
     input_names: Sequence[str],
     output_names: Sequence[str],
-    dynamic_shapes: Sequence[Mapping[int, Dim] | list[dict[int, Dim]]],
+    dynamic_shapes: Sequence[Shapes],
 ) -> ir.Model:
     """Export with opaque nodes, which no example input can miss a part of.
 
@@ -40,7 +44,7 @@ def trace(
             tuple(example_inputs),
             input_names=list(input_names),
             output_names=list(output_names),
-            dynamic_shapes=tuple(dynamic_shapes),
+            dynamic_shapes=_as_taken(model, dynamic_shapes),
             dynamo=True,
             verbose=False,
         )
@@ -55,6 +59,15 @@ def trace(
     _forget(traced)
     close_reshapes(traced.graph)
     return traced
+
+
+def _as_taken(model: nn.Module, of_inputs: Sequence[Shapes]) -> tuple[object, ...]:
+    """Put together what belongs to inputs that ``forward(self, *inputs)`` takes as one tuple."""
+    kinds = [each.kind for each in inspect.signature(model.forward).parameters.values()]
+    if Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(of_inputs)
+    alone = kinds.index(Parameter.VAR_POSITIONAL)
+    return (*of_inputs[:alone], tuple(of_inputs[alone:]))
 
 
 def _forget(model: ir.Model) -> None:
