@@ -31,7 +31,7 @@ BENCHMARKED = ("gates", "localsearch", "moe-runtime")
 # What a package's tests need of its extras, and which tests look at them.
 EXTRAS = {
     "moe-runtime": (
-        ("./packages/moe-runtime[hf,numba,onnx,plots,tensorboard]", "accelerate>=1.1"),
+        ("./packages/moe-runtime[hf,numba,onnx,plots,tensorboard]", "accelerate>=1.8"),
         "convert or numba or onnx or plots or writers",
     ),
     "benchmarks": (("./packages/benchmarks[nlp]",), "language"),

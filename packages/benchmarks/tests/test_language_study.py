@@ -318,6 +318,10 @@ def test_bad_options_are_named(
     assert message in done.stderr
 
 
+def test_help_names_the_extra(moe_bench: Run) -> None:
+    assert 'pip install "moe-benchmarks[nlp]"' in moe_bench("distil", "--help").stdout
+
+
 def test_an_unknown_task_is_named(given: tuple[str, str], moe_bench: Run, tmp_path: Path) -> None:
     done = moe_bench("distil", "AX", *given, f"--out={tmp_path}")
     assert done.returncode == 2

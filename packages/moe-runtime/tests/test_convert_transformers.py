@@ -104,6 +104,30 @@ def test_saved_and_loaded_to_the_bit(family: str, router: Any, tmp_path: Path) -
     assert second.config.moe_runtime == model.config.moe_runtime
 
 
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def test_what_transformers_renames_comes_back(tmp_path: Path) -> None:
+    vit = transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            **SMALL, hidden_size=16, intermediate_size=24, image_size=8, patch_size=4
+        )
+    )
+    neox = transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(**SMALL, hidden_size=16, intermediate_size=24, vocab_size=100)
+    )
+    bert, tokens = transformer("bert")
+    # Names of old checkpoints are known to models that were loaded.
+    bert.save_pretrained(tmp_path / "dense")
+    loaded = type(bert).from_pretrained(tmp_path / "dense")
+    pixels = {"pixel_values": torch.randn(3, 3, 8, 8)}
+    for model, batch in ((vit, pixels), (neox, token_batch()), (loaded, tokens)):
+        convert(model, batch, router=comet, split=RandomSplit())
+        model.eval().save_pretrained(tmp_path / type(model).__name__)
+        again: Any = from_pretrained(tmp_path / type(model).__name__)
+        assert torch.equal(model(**batch).logits, again(**batch).logits)
+
+
 def test_several_files_and_half_precision_are_loaded(tmp_path: Path) -> None:
     model, batch = transformer("bert")
     model = model.to(torch.bfloat16)

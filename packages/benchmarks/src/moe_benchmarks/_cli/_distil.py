@@ -98,11 +98,11 @@ def distil(
     ] = LanguageSettings.balance_weight,
     data_dir: DataDir = None,
 ) -> None:
-    """Fine-tune a dense model, make sparse ones of it with each router, and compare them.
+    r"""Fine-tune a dense model, make sparse ones of it with each router, and compare them.
 
     For each seed: fine-tuning, the importance of hidden units on the training rows, and for each
     router a conversion and a distillation. What is done is kept: the same command continues.
-    Needs the extra: pip install "moe-benchmarks[nlp]".
+    Needs the extra: pip install "moe-benchmarks\[nlp]".
     """
     unknown = [each for each in names(routers) if each not in STUDENTS]
     if unknown:

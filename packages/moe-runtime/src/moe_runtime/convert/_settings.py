@@ -49,6 +49,9 @@ def note_settings(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
         setattr(config, CONFIG_KEY, conversion_settings(model))
+        # Weights are saved under the names that they have: transformers renames some as it saves
+        # them, for its own way to load them, which knows nothing of mixtures.
+        setattr(model, "_weight_conversions", [])  # noqa: B010 - not an attribute of every module
 
 
 def convert_like(model: nn.Module, settings: Mapping[str, Any]) -> None:
