@@ -35,7 +35,7 @@ few_ratings = partial(ratings, 40, num_users=5, num_items=5)
 
 def run_here(folder: Path, plan: StudyPlan) -> list[Row]:
     claim_study(folder, plan)
-    with only_one(folder, "moe-bench tune"):
+    with only_one(folder):
         storage = open_storage(folder)
         prepare(storage, plan, folder)
         work(storage, plan, few_ratings)
@@ -170,9 +170,9 @@ def test_a_folder_is_one_study_s_and_one_process_s(tmp_path: Path) -> None:
         claim_study(tmp_path / "else", PLAN)
     if sys.platform != "win32":
         with (
-            only_one(tmp_path / "study", "moe-bench tune"),
-            pytest.raises(BusyFolderError, match="another `moe-bench tune`"),
-            only_one(tmp_path / "study", "moe-bench tune"),
+            only_one(tmp_path / "study"),
+            pytest.raises(BusyFolderError, match="another command is at work"),
+            only_one(tmp_path / "study"),
         ):
             pass
 

@@ -25,14 +25,14 @@ class BusyFolderError(ValueError):
 
 
 @contextmanager
-def only_one(folder: Path, command: str) -> Iterator[None]:
-    """Hold a folder against a second run of a command; a killed one lets go of it."""
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a folder against a second command; one that is killed lets go of it."""
     with (folder / LOCK).open("w") as lock:
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                msg = f"another `{command}` is at work in {folder}; see --workers."
+                msg = f"another command is at work in {folder}; see --workers to share its work."
                 raise BusyFolderError(msg) from None
         yield
 

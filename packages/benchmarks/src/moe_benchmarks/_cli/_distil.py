@@ -134,7 +134,7 @@ def distil(
         train = (
             partial(train_here, study) if workers == 1 else partial(train_in_workers, make, workers)
         )
-        with only_one(out, "moe-bench distil"):
+        with only_one(out):
             _run(study, cells, train)
     except KeyboardInterrupt:
         typer.echo(f"stopped; what is done is in {out}. The same command continues it.")

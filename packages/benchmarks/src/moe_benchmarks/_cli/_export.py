@@ -36,7 +36,7 @@ def export(
         fail(f"`--formats` must be among {list(TARGETS)}, got {unknown}.")
     try:
         opened = _open(study, data_folder(data_dir))
-        with only_one(study, "moe-bench export"):
+        with only_one(study):
             for seed in range(seeds):
                 for kind in names(formats):
                     _export(opened, seed, kind)

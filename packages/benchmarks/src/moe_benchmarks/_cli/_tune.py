@@ -79,7 +79,7 @@ def tune(
         read = partial(load, EXPERIMENTS[experiment].dataset, data_dir, share=share)
         read()  # what is missing is said before anything is begun
         claim_study(out, plan)
-        with only_one(out, "moe-bench tune"):
+        with only_one(out):
             opened = open_storage(out, storage)
             prepare(opened, plan, out)
             _run(opened, plan, out, storage, partial(run_workers, load=read, num_workers=workers))
