@@ -5,14 +5,16 @@ A text that is longer than a row becomes several windows, which overlap by a thi
 Axes: T windows, L tokens of a window, S tokens of its part of the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_benchmarks._language._batches import Batch, EncodedRows
+from moe_benchmarks._language._batches import COLUMNS, Batch, EncodedRows
 from moe_benchmarks._language._library import transformers
 from moe_benchmarks._language._squad_files import Question, Questions, read_squad
 from moe_benchmarks._language._squad_scores import SCORES, score_answers
@@ -20,6 +22,8 @@ from moe_benchmarks._language._task import Task
 from moe_runtime.convert import symmetric_divergence
 
 LONGEST_ANSWER = 30  # tokens
+# Questions that the tokenizer is given together: what it says of them takes far more room.
+AT_A_TIME = 1000
 # Of what is padding: such a logit takes no part in a softmax.
 SMALLEST_LOGIT = -1e4
 
@@ -73,8 +77,9 @@ class Window(NamedTuple):
     """A part of a question's text in a row."""
 
     question: int
+    none: int  # token of the row that stands for all of it: where an answer is that is none
     first: int  # token of the row where the part of the text begins
-    offsets: list[tuple[int, int]]  # its tokens' characters in the text
+    offsets_S2: NDArray[np.int32]  # its tokens' first characters in the text, and those after them
 
 
 class QuestionRows(EncodedRows):
@@ -82,23 +87,17 @@ class QuestionRows(EncodedRows):
 
     def __init__(self, tokenizer: Any, questions: Questions, max_length: int) -> None:  # noqa: ANN401 - of transformers
         self._questions = questions
-        overlap = max_length // 3
-        encoded = _encode(tokenizer, questions, max_length, overlap)
-        self.windows = [
-            _window(encoded, row, question)
-            for row, question in enumerate(encoded["overflow_to_sample_mapping"])
-        ]
-        # A question without an answer has it at the token that stands for the whole row.
-        self._none = [
-            ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
-            for ids in encoded["input_ids"]
-        ]
-        ends = [
-            _answer_tokens(window, questions[window.question]) or (none, none)
-            for window, none in zip(self.windows, self._none, strict=True)
-        ]
+        self.windows: list[Window] = []
+        columns: dict[str, list[list[int]]] = {}
+        for encoded, begin in _encode(tokenizer, questions, max_length):
+            for row, question in enumerate(encoded["overflow_to_sample_mapping"]):
+                self.windows.append(_window(encoded, row, begin + question, tokenizer))
+            for name in COLUMNS:
+                if name in encoded:
+                    columns.setdefault(name, []).extend(encoded[name])
+        ends = [_answer_tokens(window, questions[window.question]) for window in self.windows]
         starts, lasts = torch.tensor(ends).unbind(1)
-        super().__init__(tokenizer, encoded, {"start_positions": starts, "end_positions": lasts})
+        super().__init__(tokenizer, columns, {"start_positions": starts, "end_positions": lasts})
 
     def score(self, outputs: Sequence[Any]) -> dict[str, float]:
         """Return the official scores of a model's outputs for the batches of `in_order`."""
@@ -116,13 +115,14 @@ class QuestionRows(EncodedRows):
         row = 0
         for output in outputs:
             for start_L, end_L in zip(output.start_logits, output.end_logits, strict=True):
-                window, at = self.windows[row], self._none[row]
+                window = self.windows[row]
                 question = window.question
-                none[question] = min(none[question], float(start_L[at] + end_L[at]))
-                part = slice(window.first, window.first + len(window.offsets))
+                no_answer = float(start_L[window.none] + end_L[window.none])
+                none[question] = min(none[question], no_answer)
+                part = slice(window.first, window.first + len(window.offsets_S2))
                 value, start, last = best_span(start_L[part], end_L[part])
                 if value > best[question][0]:
-                    characters = slice(window.offsets[start][0], window.offsets[last][1])
+                    characters = slice(window.offsets_S2[start, 0], window.offsets_S2[last, 1])
                     best[question] = value, self._questions[question].context[characters]
                 row += 1
         return [
@@ -142,11 +142,17 @@ def best_span(start_S: Tensor, end_S: Tensor) -> tuple[float, int, int]:
     return float(sums_SS[start, last]), start, last
 
 
-def _encode(tokenizer: Any, questions: Questions, max_length: int, overlap: int) -> Any:  # noqa: ANN401 - of transformers
+def _encode(
+    tokenizer: Any,  # noqa: ANN401 - of transformers
+    questions: Questions,
+    max_length: int,
+) -> Iterator[tuple[Any, int]]:
+    """Yield what the tokenizer makes of some questions at a time, and the number of the first."""
     if not tokenizer.is_fast:
         msg = "SQuAD needs a tokenizer that says which characters a token has (a fast one)."
         raise ValueError(msg)
     texts = [question.text for question in questions]
+    overlap = max_length // 3
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     least = longest + tokenizer.num_special_tokens_to_add(pair=True) + overlap + 1
     if max_length < least:
@@ -155,32 +161,38 @@ def _encode(tokenizer: Any, questions: Questions, max_length: int, overlap: int)
             f"that windows share, {least} in all, got {max_length}."
         )
         raise ValueError(msg)
-    return tokenizer(
-        texts,
-        [question.context for question in questions],
-        truncation="only_second",
-        max_length=max_length,
-        stride=overlap,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
+    for begin in range(0, len(questions), AT_A_TIME):
+        some = slice(begin, begin + AT_A_TIME)
+        encoded = tokenizer(
+            texts[some],
+            [question.context for question in questions[some]],
+            truncation="only_second",
+            max_length=max_length,
+            stride=overlap,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        yield encoded, begin
 
 
-def _window(encoded: Any, row: int, question: int) -> Window:  # noqa: ANN401 - of transformers
-    parts = encoded.sequence_ids(row)
+def _window(encoded: Any, row: int, question: int, tokenizer: Any) -> Window:  # noqa: ANN401 - of transformers
+    ids, parts = encoded["input_ids"][row], encoded.sequence_ids(row)
+    none = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
     if 1 not in parts:
-        return Window(question, 0, [])
+        return Window(question, none, 0, np.empty((0, 2), np.int32))
     first, count = parts.index(1), parts.count(1)
-    return Window(question, first, encoded["offset_mapping"][row][first : first + count])
+    offsets = encoded["offset_mapping"][row][first : first + count]
+    return Window(question, none, first, np.asarray(offsets, np.int32))
 
 
-def _answer_tokens(window: Window, question: Question) -> tuple[int, int] | None:
-    """Return the first and the last token of the answer; None unless the window has all of it."""
-    if not question.answers or not window.offsets:
-        return None
+def _answer_tokens(window: Window, question: Question) -> tuple[int, int]:
+    """Return the first and the last token of the answer, if the window has all of it."""
+    nothing = window.none, window.none
+    if not question.answers or not len(window.offsets_S2):
+        return nothing
     begin, end = question.start, question.start + len(question.answers[0])
-    if window.offsets[0][0] > begin or window.offsets[-1][1] < end:
-        return None
-    start = max(place for place, (left, _) in enumerate(window.offsets) if left <= begin)
-    last = min(place for place, (_, right) in enumerate(window.offsets) if right >= end)
+    lefts_S, rights_S = window.offsets_S2.T
+    if lefts_S[0] > begin or rights_S[-1] < end:
+        return nothing
+    start, last = int((lefts_S <= begin).sum()) - 1, int((rights_S < end).sum())
     return window.first + start, window.first + last
