@@ -13,7 +13,7 @@ from _tiny import Run
 
 from moe_benchmarks._language._exports import export_seed
 from moe_benchmarks._language._settings import LanguageSettings
-from moe_benchmarks._language._study import LanguageStudy
+from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_runtime import hard_routing
 from moe_runtime.convert import from_pretrained
 
@@ -99,7 +99,7 @@ def test_answers_to_questions_are_exported(data: Path, moe_bench: Run, tmp_path:
     settings = LanguageSettings(**rows_of(tmp_path)[0]["settings"])
     opened = LanguageStudy(settings, str(data / "model"), tmp_path, data)
     told: list[str] = []
-    found = export_seed(opened, 0, "float32", told.append)
+    found = export_seed(opened, [Cell(0, "dense"), Cell(0, "hash")], "float32", told.append)
     assert told == list(found) == ["dense", "hash"]
     for row in rows_of(tmp_path):
         assert found[row["variant"]]["scores"] == pytest.approx(row["scores"]["hard"])

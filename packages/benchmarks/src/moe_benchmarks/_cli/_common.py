@@ -6,6 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from moe_benchmarks._files import write_text
 from moe_benchmarks._tune._storage import ROWS, Row, read_rows
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -56,3 +57,11 @@ def read_studies(places: Sequence[Path], *forms: frozenset[str]) -> list[Row]:
         msg = f"there is no result row in {', '.join(map(str, places))} yet."
         raise ValueError(msg)
     return rows
+
+
+def write_pages(folder: Path, pages: tuple[str, str]) -> Path:
+    """Write a report as HTML and as Markdown; return where the HTML is."""
+    html, markdown = (folder / f"report.{suffix}" for suffix in ("html", "md"))
+    for path, text in zip((html, markdown), pages, strict=True):
+        write_text(path, text)
+    return html

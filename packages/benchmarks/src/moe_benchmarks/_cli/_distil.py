@@ -16,12 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from moe_benchmarks._cli._common import INTERRUPTED, DataDir, fail, names
+from moe_benchmarks._cli._common import INTERRUPTED, DataDir, fail, names, write_pages
 from moe_benchmarks._data._catalog import data_folder
 from moe_benchmarks._data._dataset import DataError
 from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._experiments._row import Row
-from moe_benchmarks._files import write_text
 from moe_benchmarks._language._processes import OnStep, train_here, train_in_workers
 from moe_benchmarks._language._report import finding, render_language
 from moe_benchmarks._language._settings import LanguageSettings
@@ -177,11 +176,9 @@ def _run(study: LanguageStudy, cells: list[Cell], train: Train) -> None:
 
         train(missing, on_step, on_row)
     rows = study.rows()
-    html, markdown = render_language(rows)
-    write_text(study.folder / "report.html", html)
-    write_text(study.folder / "report.md", markdown)
+    page = write_pages(study.folder, render_language(rows))
     console.print(finding(rows))
-    console.print(f"report: {study.folder / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
 
 
 def _line(row: Row) -> str:

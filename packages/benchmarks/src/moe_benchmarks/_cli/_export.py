@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_benchmarks._cli._common import INTERRUPTED, DataDir, fail, names
+from moe_benchmarks._cli._common import INTERRUPTED, DataDir, fail, names, write_pages
 from moe_benchmarks._data._catalog import data_folder
 from moe_benchmarks._data._dataset import DataError
-from moe_benchmarks._files import SETTINGS, read_json, write_text
+from moe_benchmarks._files import SETTINGS, read_json
 from moe_benchmarks._language._exports import TARGETS, export_seed
 from moe_benchmarks._language._report import render_language
 from moe_benchmarks._language._settings import LanguageSettings
@@ -40,15 +40,13 @@ def export(
             for seed in range(seeds):
                 for kind in names(formats):
                     _export(opened, seed, kind)
-        html, markdown = render_language(opened.rows())
-        write_text(study / "report.html", html)
-        write_text(study / "report.md", markdown)
+        page = write_pages(study, render_language(opened.rows()))
     except KeyboardInterrupt:
         typer.echo(f"stopped; what is done is in {study}. The same command continues it.")
         raise typer.Exit(INTERRUPTED) from None
     except (DataError, ExportError, ImportError, ValueError, OSError) as error:
         fail(str(error))
-    typer.echo(f"report: {study / 'report.html'}")
+    typer.echo(f"report: {page}")
 
 
 def _open(folder: Path, data_dir: Path) -> LanguageStudy:
@@ -80,7 +78,7 @@ def _export(study: LanguageStudy, seed: int, kind: str) -> None:
     def on_model(variant: str) -> None:
         typer.echo(f"seed {seed}, {variant_name(variant)}: exporting in {kind}")
 
-    found = export_seed(study, seed, kind, on_model)
+    found = export_seed(study, [Cell(seed, variant) for variant in rows], kind, on_model)
     for variant, row in rows.items():
         study.add({**row, "exports": {**row.get("exports", {}), kind: found[variant]}})
         typer.echo(_line(Cell(seed, variant), found[variant], found[DENSE]))

@@ -5,14 +5,12 @@ from typing import Annotated
 
 import typer
 
-from moe_benchmarks._cli._common import fail, read_studies
-from moe_benchmarks._files import DamagedFileError, write_text
+from moe_benchmarks._cli._common import fail, read_studies, write_pages
+from moe_benchmarks._files import DamagedFileError
 from moe_benchmarks._language._report import render_language
 from moe_benchmarks._language._study import LANGUAGE
 from moe_benchmarks._study_report import render_study
 from moe_benchmarks._tune._storage import TRIAL
-
-HTML, MARKDOWN = "report.html", "report.md"
 
 
 def report(
@@ -31,11 +29,8 @@ def report(
         of_language = [set(row) >= LANGUAGE for row in rows]
         if any(of_language) and not all(of_language):
             fail("studies of `tune` and of `distil` have a report each: name those of one kind.")
-        html, markdown = (
-            render_language(rows) if any(of_language) else render_study(rows, title=title)
-        )
-        write_text(out / HTML, html)
-        write_text(out / MARKDOWN, markdown)
+        pages = render_language(rows) if any(of_language) else render_study(rows, title=title)
+        page = write_pages(out, pages)
     except (DamagedFileError, OSError, ValueError) as error:
         fail(str(error))
-    typer.echo(f"report: {out / HTML}")
+    typer.echo(f"report: {page}")

@@ -18,7 +18,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
 from moe_benchmarks._language._batches import Batch, EncodedRows
-from moe_benchmarks._language._students import DENSE, TRAINER
+from moe_benchmarks._language._students import DENSE
 from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_benchmarks._language._task import Task
 from moe_benchmarks._language._training import EVALUATION_ROWS
@@ -48,9 +48,9 @@ class Answers(nn.Module):
 
 
 def export_seed(
-    study: LanguageStudy, seed: int, kind: str, on_model: Callable[[str], None]
+    study: LanguageStudy, cells: Sequence[Cell], kind: str, on_model: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Export the trained models of a seed, score what they answer, and time them in turns.
+    """Export trained models of one seed, score what they answer, and time them in turns.
 
     Returns
     -------
@@ -63,13 +63,8 @@ def export_seed(
     Raises
     ------
     FileNotFoundError
-        If there is a row without its model.
+        If a model was not kept.
     """
-    cells = [
-        Cell(seed, row["variant"])
-        for row in study.rows()
-        if row["seed"] == seed and row["variant"] != TRAINER
-    ]
     for cell in cells:
         if not study.model_folder(cell).exists():
             msg = f"{study.model_folder(cell)} is not there: only its row was kept."

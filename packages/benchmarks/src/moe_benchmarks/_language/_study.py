@@ -4,11 +4,13 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_benchmarks._experiments._row import Row, made_with
 from moe_benchmarks._files import claim_for, write_text
+from moe_benchmarks._language._batches import EncodedRows
 from moe_benchmarks._language._dense import fine_tuned, importance_of
 from moe_benchmarks._language._distil import Distilled, distil
 from moe_benchmarks._language._library import load_tokenizer
@@ -55,14 +57,20 @@ class LanguageStudy:
     ) -> None:
         self.settings, self.model, self.folder = settings, model, folder
         self.task = TASKS[settings.task]
-        examples = _chosen(*self.task.read(data_dir), settings)
-        self.num_train, self.num_dev = map(len, examples)
+        self._train_examples, dev = _chosen(*self.task.read(data_dir), settings)
+        self.num_train, self.num_dev = len(self._train_examples), len(dev)
         self.tokenizer = load_tokenizer(model)
-        self.train_rows, self.dev_rows = (
-            self.task.encode(self.tokenizer, some, settings.max_length) for some in examples
-        )
+        self.dev_rows = self._encode(dev)
         wanted = {**settings.to_dict(), "num_rows": self.num_train}
         claim_for(folder, wanted, kind="study")
+
+    @cached_property
+    def train_rows(self) -> EncodedRows:
+        """The training rows as tokens, which only training needs."""
+        return self._encode(self._train_examples)
+
+    def _encode(self, examples: Examples) -> EncodedRows:
+        return self.task.encode(self.tokenizer, examples, self.settings.max_length)
 
     def rows(self) -> list[Row]:
         """Return the rows so far."""
