@@ -21,6 +21,7 @@ from moe_runtime.convert._describe import FeedForward, linear_maps
 from moe_runtime.convert._find import find_feed_forwards
 from moe_runtime.convert._layer import converted_layers, replace
 from moe_runtime.convert._linear import Linear, relative_error
+from moe_runtime.convert._pytorch import run_modules
 from moe_runtime.convert._report import (
     ConversionReport,
     compare_layer,
@@ -99,6 +100,7 @@ def convert(
     tokens = before[0].tokens if before else Tokens(mask_argument, ids_argument)
     num_parameters = _count_parameters(model)
     with ExitStack() as undo:
+        undo.callback(run_modules(model))
         undo.callback(tokens.watch(model))
         modules = dict(model.named_modules())
         dense_layers = []

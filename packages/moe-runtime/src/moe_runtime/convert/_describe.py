@@ -138,9 +138,6 @@ def _obstacle(
     """Say why a mixture cannot take the layer's place, if it cannot."""
     if whole and not name:
         return "it is the whole model; put it in a module, such as torch.nn.Sequential"
-    layer = modules[name]
-    if isinstance(layer, nn.TransformerEncoderLayer) and layer.self_attn.batch_first:
-        return "torch.nn.TransformerEncoderLayer reads the weights of its linear maps itself"
     needed = parts.maps
     if not whole:
         if parts.gate is not None:

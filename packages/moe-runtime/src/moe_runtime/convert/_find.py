@@ -17,6 +17,7 @@ from moe_runtime._modes import evaluating
 from moe_runtime.convert._calls import Batch, Call, record_calls, record_training
 from moe_runtime.convert._describe import FeedForward, Parts, describe
 from moe_runtime.convert._linear import linear_layout, relative_error
+from moe_runtime.convert._pytorch import running_modules
 
 # Maps to the hidden units that are tried, the last ones before the map back.
 NUM_TRIED = 4
@@ -49,6 +50,11 @@ def find_feed_forwards(model: nn.Module, batch: Batch, *, names: str = "*") -> l
     """
     check_type("model", model, nn.Module, "a torch.nn.Module")
     check_type("names", names, str, "a pattern of names, such as '*.layer.[0-5]'")
+    with running_modules(model):
+        return [each for each in _find(model, batch) if fnmatchcase(each.name, names)]
+
+
+def _find(model: nn.Module, batch: Batch) -> list[FeedForward]:
     with evaluating(model):
         calls = record_calls(model, batch)
     modules = dict(model.named_modules())
@@ -60,9 +66,8 @@ def find_feed_forwards(model: nn.Module, batch: Batch, *, names: str = "*") -> l
         parts = _lead_to(calls, calls[down], before)
         if parts is not None:
             found.append(describe(modules, calls, Parts(*parts, down, bool(layouts[down]))))
-    found = [each for each in _named_apart(found) if fnmatchcase(each.name, names)]
     in_training = record_training(model, batch) if found else {}
-    return [_checked_in_training(each, in_training) for each in found]
+    return [_checked_in_training(each, in_training) for each in _named_apart(found)]
 
 
 def _lead_to(

@@ -14,6 +14,7 @@ from moe_runtime._checks import check_type
 from moe_runtime._modes import evaluating
 from moe_runtime.convert._calls import Batch, run_model
 from moe_runtime.convert._find import find_feed_forwards
+from moe_runtime.convert._pytorch import running_modules
 
 
 class _Map(NamedTuple):
@@ -73,7 +74,7 @@ def hidden_unit_importance(
             for found in found_layers:
                 to_hidden = [_Map(name, to_hidden=True) for name in (found.up, found.gate) if name]
                 maps[found.name] = [*to_hidden, _Map(found.down, to_hidden=False)]
-        with evaluating(model):
+        with running_modules(model), evaluating(model):
             parts = _parts(model, modules, maps, batch, loss or _loss_of_output)
         for name, part in parts.items():
             totals[name] = totals[name] + part if name in totals else part

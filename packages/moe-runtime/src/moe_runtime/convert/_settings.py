@@ -14,6 +14,7 @@ from moe_runtime._mixture import MixtureOfExperts
 from moe_runtime._pretrained import built, described
 from moe_runtime.convert._describe import FeedForward
 from moe_runtime.convert._layer import converted_layers, replace
+from moe_runtime.convert._pytorch import run_modules
 from moe_runtime.convert._tokens import Tokens
 
 FORMAT_VERSION = 1
@@ -94,6 +95,7 @@ def convert_like(model: nn.Module, settings: Mapping[str, Any]) -> None:
     with ExitStack() as undo:
         try:
             tokens = Tokens(settings["mask_argument"], settings["ids_argument"])
+            undo.callback(run_modules(model))
             undo.callback(tokens.watch(model))
             for each in settings["layers"]:
                 undo.callback(_replace(model, each, tokens))

@@ -11,13 +11,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from moe_runtime.convert._pytorch import LAYERS, counted
+
 
 class Tokens:
     """The padding mask and the ids of the tokens in the call that is going on, and its penalties.
 
     A hook on the model, and on each module in it that is told the ids, notes them
-    before it runs. After the call they are forgotten, but for layers that transformers' activation
-    checkpointing runs again in the backward pass. Calls in several threads at once are mixed up.
+    before it runs; PyTorch's own layers are told the padding of their tokens. After the call they
+    are forgotten, but for layers that transformers' activation checkpointing runs again in the
+    backward pass. Calls in several threads at once are mixed up.
 
     Parameters
     ----------
@@ -37,6 +40,7 @@ class Tokens:
         self._awaited = 0
         self._running_again = False
         self._outer: list[tuple[Tensor | None, Tensor | None]] = []
+        self._outside_layer: list[Tensor | None] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy without what belongs to a call."""
@@ -53,10 +57,15 @@ class Tokens:
         """Put the hooks on a model, where they are not yet; returns what takes them off."""
         handles = []
         for module in model.modules():
-            if self._watches(module) or not (module is model or self._is_told(module)):
+            if self._watches(module):
                 continue
-            handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._after, always_call=True))
+            if module is model or self._is_told(module):
+                handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._after, always_call=True))
+            if isinstance(module, LAYERS):  # within the other two
+                before, after = self._before_layer, self._after_layer
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(module.register_forward_hook(after, prepend=True, always_call=True))
             if module is model:
                 handles.append(module.register_forward_hook(self._add_penalty))
 
@@ -116,6 +125,16 @@ class Tokens:
         same_tokens = nested and (ids is None or ids is self.ids)
         self.mask = self.mask if mask is None and same_tokens else mask
         self.ids = self.ids if ids is None and same_tokens else ids
+
+    def _before_layer(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._outside_layer.append(self.mask)
+        mask = counted(module, _arguments(module, args, kwargs))
+        self.mask = self.mask if mask is None else mask
+
+    def _after_layer(self, _module: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
+        self.mask = self._outside_layer.pop()
 
     def _begin(self, module: nn.Module) -> None:
         """Count the calls whose layers may have to run again."""
