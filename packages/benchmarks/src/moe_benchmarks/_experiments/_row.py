@@ -151,9 +151,7 @@ def _commit() -> str | None:
 
 @cache
 def _device() -> str:
-    """Name the processor, or the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    """Name the processor: nothing here is trained on a GPU, whether there is one or not."""
     name = platform.processor() or platform.machine()
     if sys.platform == "linux":
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
