@@ -26,11 +26,15 @@ from moe_runtime.convert._report import (
     ConversionReport,
     compare_layer,
     first_output,
+    mean_weight_sum,
     run_dense_model,
 )
 from moe_runtime.convert._settings import note_settings
 from moe_runtime.convert._split import DenseLayer, Split
 from moe_runtime.convert._tokens import Tokens
+
+# Sums of weights that differ from 1 by less are 1, in half precision.
+ROUNDING = 0.01
 
 
 def convert(
@@ -48,7 +52,8 @@ def convert(
 
     The model keeps its class, its methods and what surrounds the layers, dropout included. In
     training mode, a loss that it gives (``output.loss``, as models of transformers do) has the
-    routers' penalty in it; elsewhere, add `penalty`. Padding is left out of routing.
+    routers' penalty in it; elsewhere, add `penalty`. Padding is left out of routing. Where a
+    token's weights do not sum to 1, as those of Switch, experts' outputs are scaled to begin with.
 
     Parameters
     ----------
@@ -119,7 +124,9 @@ def convert(
         layers = []
         for each, dense, made in zip(found, dense_layers, routers, strict=True):
             mixture, units_EU = _mixture(dense, each, made, split, kernel)
-            layers.append(compare_layer(mixture, dense, units_EU, rows[each.name]))
+            given = rows[each.name]
+            scale = _scale_outputs(mixture, mean_weight_sum(mixture, given))
+            layers.append(compare_layer(mixture, dense, units_EU, scale, given))
             undo.callback(replace(model, each, mixture, tokens))
         with torch.no_grad(), evaluating(model):
             sparse_output = first_output(run_model(model, batch))
@@ -216,6 +223,22 @@ def _mixture(
     experts.requires_grad_(dense.up.is_trained)
     router = router.to(weight.device, weight.dtype)
     return MixtureOfExperts(router, experts, kernel=kernel), units_EU
+
+
+@torch.no_grad()
+def _scale_outputs(mixture: MixtureOfExperts, weight_sum: float) -> float:
+    """Scale the experts' outputs so that the mixture starts as large as the layer; returns how.
+
+    Weights of a softmax over all experts, of which the largest are kept, sum to far less than 1.
+    Source: He et al., "Upcycling Large Language Models into Mixture of Experts",
+    arXiv:2410.07524, weight scaling; here by the measured sum.
+    """
+    if abs(weight_sum - 1) <= ROUNDING or not weight_sum > ROUNDING:
+        return 1.0
+    assert isinstance(mixture.experts, Experts)
+    for parameter in mixture.experts.layers[-1].parameters():
+        parameter.div_(weight_sum)
+    return 1 / weight_sum
 
 
 def _bias(part: Linear) -> Tensor:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moe_runtime._mixture import MixtureOfExperts
+from moe_runtime._mixture import MixtureOfExperts, MixtureOutput
 from moe_runtime._modes import evaluating
 from moe_runtime.convert._calls import Batch, run_model
 from moe_runtime.convert._describe import FeedForward
@@ -36,6 +36,9 @@ class LayerDifference:
         Of the dense layer, and of each expert.
     kept : float
         Share of the dense layer's hidden units that are in some expert.
+    scale : float
+        What the experts' outputs were multiplied by: 1 where a token's weights sum to 1, and
+        otherwise what brings their sum to 1 on average, as the router is now.
     error : float
         Norm of the difference of the outputs over that of the dense one, as the router is now.
     experts_per_token : float
@@ -51,6 +54,7 @@ class LayerDifference:
     hidden_units: int
     expert_units: int
     kept: float
+    scale: float
     error: float
     experts_per_token: float
     load: tuple[float, ...]
@@ -81,7 +85,9 @@ class ConversionReport:
 
     def __str__(self) -> str:
         """Return a table, a layer a line."""
-        head = ("layer", "hidden", "an expert", "kept", "experts a token", "error", "all on")
+        head = (
+            "layer", "hidden", "an expert", "kept", "scale", "experts a token", "error", "all on",
+        )  # fmt: skip
         lines = [head, *(_line(each) for each in self.layers)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
         table = [
@@ -103,6 +109,7 @@ def _line(layer: LayerDifference) -> tuple[str, ...]:
         f"{layer.hidden_units}",
         f"{layer.expert_units}",
         f"{layer.kept:.0%}",
+        f"{layer.scale:.3g}",
         f"{layer.experts_per_token:.3g}",
         f"{layer.error:.3g}",
         "-" if every is None else f"{every:.1g}",
@@ -171,33 +178,45 @@ def first_output(output: object) -> Tensor:
 
 
 @torch.no_grad()
+def mean_weight_sum(mixture: MixtureOfExperts, rows: Rows) -> float:
+    """Return the mean sum of a token's weights, as the router is now."""
+    return float(_run(mixture, rows).weights.double().sum(-1).mean())
+
+
+@torch.no_grad()
 def compare_layer(
-    mixture: MixtureOfExperts, layer: DenseLayer, units_EU: Tensor, rows: Rows
+    mixture: MixtureOfExperts, layer: DenseLayer, units_EU: Tensor, scale: float, rows: Rows
 ) -> LayerDifference:
     """Run a mixture on what the dense layer was given."""
-    with evaluating(mixture):
-        mixed = mixture(rows.x_TD, rows.ids_T if reads_ids(mixture) else None)
+    mixed = _run(mixture, rows)
     used_TE = mixed.weights != 0
     return LayerDifference(
         name=layer.name,
         hidden_units=layer.num_hidden,
         expert_units=units_EU.shape[1],
         kept=len(set(units_EU.flatten().tolist())) / layer.num_hidden,
+        scale=scale,
         error=relative_error(mixed.output, rows.output_TO),
         experts_per_token=float(used_TE.sum(-1).double().mean()),
         load=tuple(used_TE.double().mean(0).tolist()),
-        all_experts_error=_all_experts_error(mixture, layer, units_EU, rows),
+        all_experts_error=_all_experts_error(mixture, layer, units_EU, scale, rows),
     )
 
 
+def _run(mixture: MixtureOfExperts, rows: Rows) -> MixtureOutput:
+    with evaluating(mixture):
+        mixed: MixtureOutput = mixture(rows.x_TD, rows.ids_T if reads_ids(mixture) else None)
+    return mixed
+
+
 def _all_experts_error(
-    mixture: MixtureOfExperts, layer: DenseLayer, units_EU: Tensor, rows: Rows
+    mixture: MixtureOfExperts, layer: DenseLayer, units_EU: Tensor, scale: float, rows: Rows
 ) -> float | None:
     """Return the error of the sum of all experts, where that is the dense layer."""
     if not torch.equal(units_EU.flatten().sort().values, torch.arange(layer.num_hidden)):
         return None
     with evaluating(mixture):
-        total_TO = mixture.experts.every(rows.x_TD).sum(0)
+        total_TO = mixture.experts.every(rows.x_TD).sum(0) / scale
     if layer.down.bias is not None:  # which each expert adds
         total_TO -= (mixture.experts.num_experts - 1) * layer.down.bias
     return relative_error(total_TO, rows.output_TO)
