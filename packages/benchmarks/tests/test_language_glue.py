@@ -1,5 +1,6 @@
 """GLUE's files and scores."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from _language import write_glue, write_model
 
 from moe_benchmarks._data._dataset import DataError
+from moe_benchmarks._language import _batches
+from moe_benchmarks._language._batches import Batch
 from moe_benchmarks._language._glue import GlueTask, SentenceRows
 from moe_benchmarks._language._glue_files import Layout, Sentences
 from moe_benchmarks._language._glue_tasks import GLUE
@@ -86,26 +89,38 @@ def test_scores_are_the_official_ones() -> None:
     assert TASKS["STS-B"].score(np.ones((3, 1)), [1.0, 3.0, 2.0])["pearson"] == 0.0
 
 
-def test_batches_hold_every_row_once_padded_to_the_longest(tmp_path: Path) -> None:
+def num_rows(batch: Batch) -> int:
+    return len(batch["input_ids"])
+
+
+def _labels(batches: Iterable[Batch]) -> list[int]:
+    return [label for batch in batches for label in batch["labels"].tolist()]
+
+
+def test_batches_hold_every_row_once_in_parts_of_like_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_batches, "PART_TOKENS", 10)
     tokenizer = load_tokenizer(str(write_model(tmp_path)))
     sentences = Sentences(["the film", "a", "so so so good"] * 7, None, [0.0, 1.0, 2.0] * 7)
     three = GlueTask(Layout("three", (0,), 1, ("0", "1", "2")), {})
     rows = SentenceRows(three, tokenizer, sentences, max_length=5)
     assert rows.lengths.tolist() == [4, 3, 5] * 7, "with the two special tokens, at most 5"
-    batches = list(rows.shuffled(4, seed=1, epoch=0))
-    assert sorted(label for batch in batches for label in batch["labels"].tolist()) == sorted(
-        rows.targets["labels"].tolist()
-    )
+    batches = list(rows.shuffled(8, seed=1, epoch=0))
+    assert [sum(map(num_rows, parts)) for parts in batches] == [8, 8, 5]
+    parts = [part for batch in batches for part in batch]
+    assert sorted(_labels(parts)) == sorted(rows.targets["labels"].tolist())
+    for part in parts:
+        lengths = part["attention_mask"].sum(1)
+        assert int(lengths.max()) == part["input_ids"].shape[1]
+        assert part["input_ids"].numel() <= 10
+        assert torch.equal(part["attention_mask"] == 0, part["input_ids"] == 0)
     for batch in batches:
-        lengths = batch["attention_mask"].sum(1)
-        assert int(lengths.max()) == batch["input_ids"].shape[1]
-        assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == 0)
-    again = list(rows.shuffled(4, seed=1, epoch=0))
-    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(batches, again, strict=True))
-    other = list(rows.shuffled(4, seed=1, epoch=1))
-    assert any(
-        a["labels"].tolist() != b["labels"].tolist() for a, b in zip(batches, other, strict=True)
-    )
-    together = torch.cat([batch["labels"] for batch in rows.in_order(4)])
-    assert torch.equal(together, rows.targets["labels"])
+        longest = [part["input_ids"].shape[1] for part in batch]
+        assert longest == sorted(longest, reverse=True)
+        assert len(batch) <= 4
+    again, other = (rows.shuffled(8, seed=1, epoch=epoch) for epoch in (0, 1))
+    assert _labels(parts) == _labels(part for batch in again for part in batch)
+    assert _labels(parts) != _labels(part for batch in other for part in batch)
+    assert _labels(rows.in_order(4)) == rows.targets["labels"].tolist()
     assert sum(rows.token_counts.values()) == int(rows.lengths.sum())

@@ -1,4 +1,4 @@
-"""Rows as tokens, in batches of about the same length.
+"""Rows as tokens, in batches, and in parts of batches that have about the same length.
 
 Axes: T rows.
 """
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from moe_benchmarks._resumable import row_order
 
-# Batches whose rows are sorted by length together: less padding, and still another order each time.
-BATCHES_SORTED = 16
+# Of a part of a batch, padding included: with fewer, products are too small to be fast.
+PART_TOKENS = 512
 COLUMNS = ("input_ids", "token_type_ids")
 
 Batch = dict[str, Tensor]
@@ -85,13 +85,18 @@ class EncodedRows(ABC):
         for rows in torch.split(torch.arange(len(self)), batch_size):
             yield self.batch(rows.tolist())
 
-    def shuffled(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield an epoch's batches; a function of the seed and the epoch."""
-        lengths = self.lengths
-        order = row_order(seed, epoch, len(self))
-        batches: list[Tensor] = []
-        for some in torch.split(order, batch_size * BATCHES_SORTED):
-            batches += torch.split(some[lengths[some].argsort(stable=True)], batch_size)
-        generator = torch.Generator().manual_seed(seed + epoch)
-        for place in torch.randperm(len(batches), generator=generator).tolist():
-            yield self.batch(batches[place].tolist())
+    def shuffled(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[list[Batch]]:
+        """Yield an epoch's batches in parts; a function of the seed and the epoch."""
+        for rows in torch.split(row_order(seed, epoch, len(self)), batch_size):
+            yield self.parts(rows)
+
+    def parts(self, rows: Tensor) -> list[Batch]:
+        """Split a batch by length: the sum of its parts' losses is its own, with less padding."""
+        ids = self._columns["input_ids"]
+        left = sorted(rows.tolist(), key=lambda row: len(ids[row]), reverse=True)
+        parts = []
+        while left:
+            count = max(1, PART_TOKENS // len(ids[left[0]]))
+            parts.append(self.batch(left[:count]))
+            left = left[count:]
+        return parts

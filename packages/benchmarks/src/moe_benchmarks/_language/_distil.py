@@ -86,10 +86,11 @@ def distil(
             progress.notes += map(asdict, found)
 
     def after_step() -> None:
-        for layer, x in inputs.items():
+        for layer, parts in inputs.items():
             router = layer.mixture.routers[0]
             if getattr(router, "scale", None) is not None:
-                router.update_scale(x)  # type: ignore[operator]
+                router.update_scale(torch.cat(parts))  # type: ignore[operator]
+        inputs.clear()
         if schedule is not None:
             schedule.step()
 
@@ -163,12 +164,13 @@ def _gamma_schedule(
     return RouterSchedule(model, gamma=falling)
 
 
-def _watch_inputs(model: Any) -> dict[SparseFeedForward, Tensor]:  # noqa: ANN401 - of transformers
-    """Keep what each layer was given in the last call, without padding."""
-    inputs: dict[SparseFeedForward, Tensor] = {}
+def _watch_inputs(model: Any) -> dict[SparseFeedForward, list[Tensor]]:  # noqa: ANN401 - of transformers
+    """Keep what each layer is given in training, without padding, until it is cleared."""
+    inputs: dict[SparseFeedForward, list[Tensor]] = {}
 
     def keep(layer: SparseFeedForward, args: tuple[Tensor], _output: Tensor) -> None:
-        inputs[layer] = _tokens(layer, args[0])
+        if layer.training:
+            inputs.setdefault(layer, []).append(_tokens(layer, args[0]))
 
     for layer in converted_layers(model):
         layer.register_forward_hook(keep)

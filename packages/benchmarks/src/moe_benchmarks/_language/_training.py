@@ -74,17 +74,19 @@ def train_epochs(
         model.train()
         torch.manual_seed(epoch_seed(seed, epoch))  # of dropout
         summed = torch.zeros((), dtype=torch.float64)
-        for step, batch in enumerate(rows.shuffled(batch_size, seed=seed, epoch=epoch)):
+        for step, parts in enumerate(rows.shuffled(batch_size, seed=seed, epoch=epoch)):
             done = epoch * steps + step
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * (1 - done / (epochs * steps))
-            loss = loss_of(batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            num_rows = sum(len(part["input_ids"]) for part in parts)
+            for part in parts:
+                loss = loss_of(part) * (len(part["input_ids"]) / num_rows)
+                loss.backward()  # type: ignore[no-untyped-call]
+                summed += loss.detach().double() * num_rows
             nn.utils.clip_grad_norm_(model.parameters(), LARGEST_NORM)
             optimizer.step()
             after_step()
-            summed += loss.detach().double() * len(batch["input_ids"])
             on_step(done + 1, epochs * steps)
         progress.losses.append(float(summed / len(rows)))
         if not np.isfinite(progress.losses[-1]):
@@ -107,8 +109,8 @@ def scores_of(model: Any, rows: EncodedRows, *, hard: bool) -> dict[str, float]:
 def token_batches(rows: EncodedRows, num_tokens: int, *, seed: int, epoch: int) -> Iterator[Batch]:
     """Yield batches of an epoch's rows until they hold so many tokens."""
     held = 0
-    for batch in rows.shuffled(EVALUATION_ROWS, seed=seed, epoch=epoch):
+    for parts in rows.shuffled(EVALUATION_ROWS, seed=seed, epoch=epoch):
         if held >= num_tokens:
             return
-        held += int(batch["attention_mask"].sum())
-        yield batch
+        held += sum(int(part["attention_mask"].sum()) for part in parts)
+        yield from parts
