@@ -231,6 +231,8 @@ class TooHigh:
         ({"split": ImportanceSplit({}, 16, 4)}, "4 experts find num_shared"),
         ({"split": ImportanceSplit({"layers.0": torch.ones(3)}, 8, 4)}, r"must have shape \(24,\)"),
         ({"kernel": "fast"}, "`kernel` must be one of"),
+        ({"mask_argument": "padding"}, "`mask_argument` must name an argument .* got 'padding'"),
+        ({"router": hashed, "ids_argument": None}, "the ids of the tokens must be given"),
     ],
 )
 def test_what_does_not_fit_leaves_the_model_as_it_was(

@@ -15,7 +15,7 @@ from _dense import DIM, HIDDEN
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from moe_runtime import CometRouter, Router, TopKRouter, Watcher, hard_routing
+from moe_runtime import CometRouter, HashRouter, Router, TopKRouter, Watcher, hard_routing
 from moe_runtime.convert import (
     CopySplit,
     ImportanceSplit,
@@ -34,6 +34,10 @@ EXPERTS = 4
 
 def comet(dim: int) -> Router:
     return CometRouter(dim, EXPERTS, k=1)
+
+
+def hashed(_dim: int) -> Router:
+    return HashRouter(30, EXPERTS)
 
 
 def encoder(**options: Any) -> nn.TransformerEncoder:
@@ -106,13 +110,14 @@ def test_copies_give_what_the_fused_layers_gave(*, norm_first: bool, masked: boo
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("kind", ["bool", "float"])
-def test_padding_is_not_routed(kind: str, *, batch_first: bool) -> None:
+@pytest.mark.parametrize("padded_with", [True, -torch.inf, torch.finfo(torch.float32).min, -1e4])
+def test_padding_is_not_routed(*, padded_with: bool | float, batch_first: bool) -> None:
     model = encoder(batch_first=batch_first).eval()
     x_BSD, padding_BS = padded()
     x = x_BSD if batch_first else x_BSD.transpose(0, 1)
     convert(model, x, router=lambda dim: TopKRouter(dim, EXPERTS, k=2), split=RandomSplit())
-    mask = padding_BS if kind == "bool" else torch.zeros(4, 6).masked_fill(padding_BS, -torch.inf)
+    added = torch.zeros(4, 6).masked_fill(padding_BS, float(padded_with))
+    mask = padding_BS if padded_with is True else added
     with Watcher(model) as watcher:
         model(x, src_key_padding_mask=mask)
     assert all(float(load.sum()) == pytest.approx(2.0) for load in watcher.loads().values())
@@ -213,6 +218,54 @@ def test_importance_of_frozen_layers_with_padding() -> None:
     assert list(found) == ["layers.layers.0", "layers.layers.1"]
     for name, each in found.items():
         torch.testing.assert_close(each, expected[name])
+
+
+class SequencesSecond(nn.Module):
+    """Ids (B, S) for layers that take (S, B, D), and a score a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layers = nn.Embedding(30, DIM), encoder(batch_first=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        states_SBD: Tensor = self.layers(self.embedding(input_ids).transpose(0, 1))
+        return states_SBD.mean((0, 2)).square()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 5)])
+def test_importance_where_sequences_are_second(shape: tuple[int, int]) -> None:
+    model, ids_BS = SequencesSecond().double().eval(), torch.randint(30, shape)
+    found = hidden_unit_importance(model, [ids_BS], loss=lambda scores, _batch: scores)
+    by_example = [
+        hidden_unit_importance(model, [ids_BS[row : row + 1]], loss=lambda scores, _batch: scores)
+        for row in range(shape[0])
+    ]
+    for name, each in found.items():
+        torch.testing.assert_close(each, torch.stack([row[name] for row in by_example]).sum(0))
+
+
+def test_losses_that_are_not_those_of_the_examples_are_refused() -> None:
+    x_SBD = torch.randn(5, 3, DIM)
+    with pytest.raises(ValueError, match="one for each example along the first axis"):
+        hidden_unit_importance(
+            encoder(batch_first=False), [x_SBD], loss=lambda states, _batch: states.sum((0, 2))
+        )
+    with pytest.raises(TypeError, match="`batches` must be several"):
+        hidden_unit_importance(encoder(), x_SBD)
+
+
+def test_ids_that_may_be_arranged_either_way_are_refused() -> None:
+    for shape, message in (((4, 4), "as many sequences as each has tokens"), ((4, 6), "first")):
+        batch = {"input_ids": torch.randint(30, shape)}
+        with pytest.raises(ValueError, match=message):
+            convert(SequencesSecond(), batch, router=hashed, split=RandomSplit())
+
+
+def test_padding_does_not_count_in_the_difference_of_outputs() -> None:
+    x_BSD, padding_BS = padded()
+    given = {"src": x_BSD, "src_key_padding_mask": padding_BS}
+    report = convert(encoder(), given, router=comet, split=CopySplit())
+    assert report.output_error < 1e-5
 
 
 def test_it_is_exported(tmp_path: Path) -> None:

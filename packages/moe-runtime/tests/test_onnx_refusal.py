@@ -130,6 +130,29 @@ def test_rows_that_all_lie_on_a_jump_verify_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class CountsRows(nn.Module):
+    """A mixture with a token before the rows', whose number the tracer takes for a constant."""
+
+    def __init__(self, mixture: MixtureOfExperts) -> None:
+        super().__init__()
+        self.mixture, self.first = mixture, nn.Parameter(torch.zeros(1, 1, DIM))
+
+    def forward(self, x_TSD: Tensor) -> Tensor:
+        first_T1D = self.first.expand(len(x_TSD), -1, -1)
+        mixed: Tensor = self.mixture(torch.cat([first_T1D, x_TSD], 1)).output
+        return mixed
+
+
+def test_a_number_of_rows_that_became_a_constant_is_said(
+    tmp_path: Path, mixture: MixtureOfExperts
+) -> None:
+    x_TSD = torch.randn(50, 3, DIM)
+    model, names = CountsRows(mixture), ["y"]
+    with pytest.raises(ExportError, match=r"fails with a batch of \d+ rows.* not `len\(x\)`"):
+        export_mixture(model, tmp_path, example_inputs=(x_TSD,), output_names=names)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_refused_model_is_left_in_its_mode_and_routing(
     tmp_path: Path, mixture: MixtureOfExperts
 ) -> None:

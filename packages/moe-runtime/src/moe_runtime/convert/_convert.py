@@ -3,8 +3,9 @@
 Axes: D input features, O output features, E experts, H hidden units, U those of an expert.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,7 @@ def convert(
     ('1', 8, 2)
     """
     _check_arguments(router, split)
+    _check_names(model, mask_argument=mask_argument, ids_argument=ids_argument)
     check_kernel(kernel)
     found = _convertible(model, batch, names)
     before = converted_layers(model)
@@ -114,7 +116,7 @@ def convert(
             dense_layers.append(DenseLayer(each.name, up, down, gate))
         routers = [router(dense.up.weight.shape[1]) for dense in dense_layers]
         _check_routers(routers)
-        dense_output, rows = run_dense_model(
+        dense_output, mask, rows = run_dense_model(
             model,
             batch,
             found,
@@ -136,7 +138,7 @@ def convert(
     return ConversionReport(
         layers=tuple(layers),
         output_error=relative_error(
-            *(_counted(x, batch, tokens) for x in (sparse_output, dense_output))
+            *(_counted(output, mask) for output in (sparse_output, dense_output))
         ),
         num_tokens=len(rows[found[0].name].x_TD),
         num_parameters=_count_parameters(model),
@@ -156,6 +158,18 @@ def _check_arguments(router: object, split: object) -> None:
     if isinstance(split, type) or not callable(getattr(split, "hidden_units", None)):
         msg = f"`split` must be a split, such as RandomSplit(), got {split!r}."
         raise TypeError(msg)
+
+
+def _check_names(model: nn.Module, **arguments: str | None) -> None:
+    """Refuse names that no module of the model knows; those that are usual may be missing."""
+    known = {
+        parameter for each in model.modules() for parameter in signature(each.forward).parameters
+    }
+    for name, argument in arguments.items():
+        usual = signature(convert).parameters[name].default
+        if argument not in (None, usual) and argument not in known:
+            msg = f"`{name}` must name an argument of the model's `forward`, got {argument!r}."
+            raise ValueError(msg)
 
 
 def _check_routers(routers: list[Router]) -> None:
@@ -178,7 +192,8 @@ def _convertible(model: nn.Module, batch: Batch, names: str) -> list[FeedForward
         already = " It has been converted already." if converted_layers(model) else ""
         known = sorted(set(ACTIVATIONS) - {"identity"})
         msg = (
-            "`model` must have dense feed-forward layers, none was found in `batch`'s run: two "
+            "`model` must have dense feed-forward layers, none was found in `batch`'s run, which "
+            "needs a row at least and finite states: two "
             "linear maps, or three with a gate, without adapters or parametrizations, with one of "
             f"{known} between them, as wide at the end as at the start.{already}"
         )
@@ -264,12 +279,10 @@ def _check_units(units_EU: Tensor, dense: DenseLayer, num_experts: int) -> None:
         raise ValueError(msg)
 
 
-def _counted(output: Tensor, batch: Batch, tokens: Tokens) -> Tensor:
-    """Leave padding out of a model's output (B, S, ...)."""
-    if tokens.mask_argument is None or not isinstance(batch, Mapping):
-        return output
-    mask = batch.get(tokens.mask_argument)
-    return output[mask != 0] if mask is not None and mask.shape == output.shape[:2] else output
+def _counted(output: Tensor, mask: Tensor | None) -> Tensor:
+    """Leave padding out of a model's output, where that is for each token."""
+    each_token = mask is not None and output.shape[: mask.ndim] == mask.shape
+    return output[mask] if each_token else output
 
 
 def _count_parameters(model: nn.Module) -> int:

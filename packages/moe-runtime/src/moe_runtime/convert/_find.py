@@ -4,6 +4,7 @@ Axes: T rows, D input features, H hidden units.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import permutations
@@ -50,6 +51,7 @@ def find_feed_forwards(model: nn.Module, batch: Batch, *, names: str = "*") -> l
     """
     check_type("model", model, nn.Module, "a torch.nn.Module")
     check_type("names", names, str, "a pattern of names, such as '*.layer.[0-5]'")
+    check_type("batch", batch, (Tensor, tuple, Mapping), "a dict of arguments, a tuple or a tensor")
     with running_modules(model):
         return [each for each in _find(model, batch) if fnmatchcase(each.name, names)]
 

@@ -14,7 +14,7 @@ from moe_runtime._checks import check_type
 from moe_runtime._modes import evaluating
 from moe_runtime.convert._calls import Batch, run_model
 from moe_runtime.convert._find import find_feed_forwards
-from moe_runtime.convert._pytorch import running_modules
+from moe_runtime.convert._pytorch import running_modules, sequences_second
 
 
 class _Map(NamedTuple):
@@ -22,6 +22,7 @@ class _Map(NamedTuple):
 
     name: str
     to_hidden: bool
+    sequences_second: bool
 
 
 def hidden_unit_importance(
@@ -62,6 +63,9 @@ def hidden_unit_importance(
     Zuo et al., NAACL 2022, arXiv:2204.07675, eq. (6).
     """
     check_type("model", model, nn.Module, "a torch.nn.Module")
+    if isinstance(batches, Tensor | Mapping):
+        msg = f"`batches` must be several, such as a list of one, got {type(batches).__name__}."
+        raise TypeError(msg)
     totals: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
     maps: dict[str, list[_Map]] = {}
@@ -72,8 +76,9 @@ def hidden_unit_importance(
                 msg = f"`names` must name dense feed-forward layers of the model, got {names!r}."
                 raise ValueError(msg)
             for found in found_layers:
-                to_hidden = [_Map(name, to_hidden=True) for name in (found.up, found.gate) if name]
-                maps[found.name] = [*to_hidden, _Map(found.down, to_hidden=False)]
+                second = sequences_second(model, found.up)
+                up = [_Map(each, True, second) for each in (found.up, found.gate) if each]  # noqa: FBT003 - fields
+                maps[found.name] = [*up, _Map(found.down, False, second)]  # noqa: FBT003
         with running_modules(model), evaluating(model):
             parts = _parts(model, modules, maps, batch, loss or _loss_of_output)
         for name, part in parts.items():
@@ -101,11 +106,17 @@ def _parts(
         for each in (each for several in maps.values() for each in several):
             hook = _keep(hidden, each)
             stack.callback(modules[each.name].register_forward_hook(hook).remove)
-        total = loss(run_model(model, batch), batch).sum()
+        losses = loss(run_model(model, batch), batch)
+    num_examples = _num_examples(batch)
+    if losses.ndim and len(losses) != num_examples:
+        msg = (
+            f"`loss` must give one for each example along the first axis of a batch, or their sum; "
+            f"got {tuple(losses.shape)} for {num_examples}."
+        )
+        raise ValueError(msg)
     in_order = [each for several in maps.values() for each in several]
     values = [value for each in in_order for value in hidden.get(each, [])]
-    gradients = iter(torch.autograd.grad(total, values, materialize_grads=True))
-    num_examples = _num_examples(batch)
+    gradients = iter(torch.autograd.grad(losses.sum(), values, materialize_grads=True))
     by_layer: dict[str, Tensor] = {}
     for name, several in maps.items():
         by_example = [
@@ -125,6 +136,8 @@ def _by_example(
     bias = getattr(module, "bias", None) if which.to_hidden else None
     # What the weights alone make of their input.
     product = (value.detach() if bias is None else value.detach() - bias.detach()) * gradient
+    if which.sequences_second and product.ndim > 2:
+        product = product.transpose(0, 1)
     flat = product.ndim == 2 and len(product) % num_examples == 0
     if len(product) != num_examples and not flat:
         msg = (

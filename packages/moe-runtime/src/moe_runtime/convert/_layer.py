@@ -31,23 +31,12 @@ class SparseFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the experts' outputs for tokens (B, S, D)."""
         with self.tokens.call_of_layer():
-            ids, mask = self._ids(x), self.tokens.mask_for(x)
+            ids = self.tokens.ids_required(x) if reads_ids(self.mixture) else None
+            mask = self.tokens.mask_for(x)
         mixed = self.mixture(x, ids, mask)
         self.tokens.add(mixed.penalty)
         output: Tensor = self.output_dropout(mixed.output)
         return output
-
-    def _ids(self, x: Tensor) -> Tensor | None:
-        if not reads_ids(self.mixture):
-            return None
-        ids = self.tokens.ids_for(x)
-        if ids is None:
-            msg = (
-                f"the ids of the tokens must be given to the model, as `{self.tokens.ids_argument}`"
-                " (`ids_argument` of `convert`): a HashRouter reads them."
-            )
-            raise ValueError(msg)
-        return ids
 
 
 def reads_ids(mixture: MixtureOfExperts) -> bool:

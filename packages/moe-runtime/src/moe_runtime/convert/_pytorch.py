@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+# What people add to the scores of padding instead of minus infinity, at least.
+PADDING = -1e4
 
 
 class Function(nn.Module):
@@ -62,15 +64,25 @@ def _set(module: nn.Module, name: str, value: object) -> Callable[[], None]:
     return lambda: assign(before)
 
 
+def sequences_second(model: nn.Module, name: str) -> bool:
+    """Whether a module's inputs are (S, B, D), since it is in one of PyTorch's layers that says so.
+
+    Of other modules nobody says it.
+    """
+    paths = name.split(".")
+    around = (model.get_submodule(".".join(paths[:end])) for end in range(len(paths) + 1))
+    return any(isinstance(each, LAYERS) and not each.self_attn.batch_first for each in around)
+
+
 def counted(module: nn.Module, given: Mapping[str, Any]) -> Tensor | None:
     """Return which tokens count in a call of one of PyTorch's layers, bool, as they are arranged.
 
-    Its own mask says so: true, or minus infinity, for padding, with sequences first.
+    Its own mask says so: true, or very negative, for padding, with sequences first.
     """
     assert isinstance(module, LAYERS)
     source = "src" if isinstance(module, nn.TransformerEncoderLayer) else "tgt"
     padding = given.get(f"{source}_key_padding_mask")
     if not isinstance(padding, Tensor):
         return None
-    counts = ~padding if not padding.is_floating_point() else ~padding.isneginf()
+    counts = padding > PADDING if padding.is_floating_point() else ~padding
     return counts if module.self_attn.batch_first or counts.ndim == 1 else counts.T

@@ -133,14 +133,18 @@ def run_dense_model(
     tokens: Tokens,
     *,
     need_ids: bool,
-) -> tuple[Tensor, dict[str, Rows]]:
-    """Run the dense model; return its output, and rows of each feed-forward layer."""
+) -> tuple[Tensor, Tensor | None, dict[str, Rows]]:
+    """Run the dense model; return its output, the last layer's mask, and rows of each layer."""
+    mask: Tensor | None = None
     given: dict[str, tuple[Tensor, Tensor | None]] = {}
     gave: dict[str, Tensor] = {}
 
     def keep_given(name: str, _module: nn.Module, args: tuple[Tensor], _output: Tensor) -> None:
+        nonlocal mask
         (x,) = args
-        ids = tokens.ids_for(x) if need_ids else None
+        mask = tokens.mask_for(x)
+        tokens.check_axes(x, need_ids=need_ids)
+        ids = tokens.ids_required(x) if need_ids else None
         ids = None if ids is None else _some_rows(ids[..., None], x, tokens)[:, 0]
         given.setdefault(name, (_some_rows(x, x, tokens), ids))
 
@@ -154,7 +158,7 @@ def run_dense_model(
                 hook = partial(keep, each.name)
                 stack.callback(model.get_submodule(path).register_forward_hook(hook).remove)
         output = first_output(run_model(model, batch))
-    return output, {name: Rows(*given[name], gave[name]) for name in given}
+    return output, mask, {name: Rows(*given[name], gave[name]) for name in given}
 
 
 def _some_rows(values: Tensor, x: Tensor, tokens: Tokens) -> Tensor:

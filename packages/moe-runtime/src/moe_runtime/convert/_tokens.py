@@ -91,6 +91,29 @@ class Tokens:
         """Return the ids (B, S) of tokens (B, S, D)."""
         return None if self.ids is None else self._last("ids", self.ids, x)
 
+    def ids_required(self, x: Tensor) -> Tensor:
+        """Return the ids (B, S) of tokens (B, S, D), for a router that reads them."""
+        ids = self.ids_for(x)
+        if ids is None:
+            msg = (
+                "the ids of the tokens must be given to the model, as the argument that "
+                f"`ids_argument` of `convert` names, {self.ids_argument!r}: a HashRouter reads "
+                "them."
+            )
+            raise ValueError(msg)
+        return ids
+
+    def check_axes(self, x: Tensor, *, need_ids: bool) -> None:
+        """Refuse tokens (B, S, D) of which mask and ids do not say which axis is which."""
+        told_by_layer = bool(self._outside_layer) and self.mask is not self._outside_layer[-1]
+        is_told = need_ids or (self.mask is not None and not told_by_layer)
+        if is_told and x.ndim > 2 and 1 < x.shape[0] == x.shape[1]:
+            msg = (
+                f"`batch` must not have as many sequences as each has tokens, {x.shape[0]}: whether"
+                " hidden states have sequences first or second would not show."
+            )
+            raise ValueError(msg)
+
     def _last(self, kind: str, given: Tensor, x: Tensor) -> Tensor:
         leading = x.shape[:-1]
         if given.shape == leading:
@@ -108,8 +131,8 @@ class Tokens:
         argument = self.mask_argument if kind == "mask" else self.ids_argument
         msg = (
             f"`{argument}` must have one entry a token of a converted layer's input "
-            f"{tuple(x.shape)}, got shape {tuple(given.shape)}. Where it is about other tokens, "
-            f"leave the layer out by `names`, or convert with `{kind}_argument`=None."
+            f"{tuple(x.shape)}, sequences first, got shape {tuple(given.shape)}. Where it is about "
+            f"other tokens, leave the layer out by `names`, or convert with `{kind}_argument`=None."
         )
         raise ValueError(msg)
 

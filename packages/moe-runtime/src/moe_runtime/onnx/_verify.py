@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_runtime._activations import ACTIVATIONS
 from moe_runtime.onnx._difference import BATCH_SIZES, Difference, distance
+from moe_runtime.onnx._errors import ExportError
 from moe_runtime.onnx._graph import Contents, constant_bytes
 
 # Up to here rows use any number of experts; above, a few each, since all of them take long.
@@ -62,10 +63,24 @@ def verify_model(
     differences: dict[str, Difference] = {}
     for inputs, wanted in cases:
         for _ in range(NUM_REPEATS):
-            found = session.run(list(wanted), dict(inputs))
+            found = _answers(session, list(wanted), inputs)
             for (name, answer), output in zip(wanted.items(), found, strict=True):
                 differences.setdefault(name, Difference()).add(output, answer)
     return {name: each.error(is_exact=is_exact) for name, each in differences.items()}
+
+
+def _answers(session: ort.InferenceSession, names: list[str], inputs: Arrays) -> list[Any]:
+    try:
+        answers: list[Any] = session.run(names, dict(inputs))
+    except Exception as error:  # ONNX Runtime's have no class in common
+        size = len(next(iter(inputs.values())))
+        msg = (
+            f"the exported model fails with a batch of {size} rows, where PyTorch answers. A "
+            "number of rows that became a constant does so: take it from `x.shape[0]`, not "
+            f"`len(x)`, and have the rows first in each input. ONNX Runtime said: {error}"
+        )
+        raise ExportError(msg) from error
+    return answers
 
 
 def verify_mixture(
