@@ -254,11 +254,20 @@ def test_losses_that_are_not_those_of_the_examples_are_refused() -> None:
         hidden_unit_importance(encoder(), x_SBD)
 
 
-def test_ids_that_may_be_arranged_either_way_are_refused() -> None:
-    for shape, message in (((4, 4), "as many sequences as each has tokens"), ((4, 6), "first")):
-        batch = {"input_ids": torch.randint(30, shape)}
-        with pytest.raises(ValueError, match=message):
-            convert(SequencesSecond(), batch, router=hashed, split=RandomSplit())
+@pytest.mark.parametrize("shape", [(4, 4), (4, 6)])
+def test_ids_that_are_arranged_otherwise_than_the_states_are_refused(
+    shape: tuple[int, int],
+) -> None:
+    batch = {"input_ids": torch.randint(30, shape)}
+    with pytest.raises(ValueError, match=r"one entry a token of .* sequences first"):
+        convert(SequencesSecond(), batch, router=hashed, split=RandomSplit())
+
+
+def test_as_many_sequences_as_tokens_are_no_obstacle() -> None:
+    x_BSD, padding_BS = torch.randn(5, 5, DIM), torch.arange(5).expand(5, 5) >= 3
+    model = Classifier(encoder()).eval()
+    assert convert(model, (x_BSD, padding_BS), router=comet, split=CopySplit()).num_tokens == 4 * 3
+    assert model(x_BSD, padding_BS).shape == (5, 3)
 
 
 def test_padding_does_not_count_in_the_difference_of_outputs() -> None:

@@ -3,7 +3,7 @@
 Axes: T rows, F features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,28 @@ def run_model(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def told_apart(batch: Batch) -> Batch:
+    """Leave out the last of as many sequences as each has tokens.
+
+    Otherwise a model whose hidden states have sequences second would not show by their shape.
+    """
+    several = (batch,) if isinstance(batch, Tensor) else batch
+    values: Iterable[Any] = several.values() if isinstance(several, Mapping) else several
+    sizes = {each.shape[0] for each in values if isinstance(each, Tensor) and _is_square(each)}
+
+    def cut(value: Any) -> Any:  # noqa: ANN401 - whatever a model takes
+        is_long = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] in sizes
+        return value[:-1] if is_long else value
+
+    if isinstance(batch, Mapping):
+        return {name: cut(value) for name, value in batch.items()}
+    return tuple(map(cut, batch)) if isinstance(batch, tuple) else cut(batch)
+
+
+def _is_square(x: Tensor) -> bool:
+    return x.ndim > 1 and 1 < x.shape[0] == x.shape[1]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from moe_runtime._hash_router import HashRouter
 from moe_runtime._mixture import MixtureOfExperts, check_kernel
 from moe_runtime._modes import evaluating
 from moe_runtime._router import Router
-from moe_runtime.convert._calls import Batch, run_model
+from moe_runtime.convert._calls import Batch, run_model, told_apart
 from moe_runtime.convert._describe import FeedForward, linear_maps
 from moe_runtime.convert._find import find_feed_forwards
 from moe_runtime.convert._layer import converted_layers, replace
@@ -103,6 +103,7 @@ def convert(
     _check_names(model, mask_argument=mask_argument, ids_argument=ids_argument)
     check_kernel(kernel)
     found = _convertible(model, batch, names)
+    batch = told_apart(batch)
     before = converted_layers(model)
     tokens = before[0].tokens if before else Tokens(mask_argument, ids_argument)
     num_parameters = _count_parameters(model)

@@ -143,7 +143,6 @@ def run_dense_model(
         nonlocal mask
         (x,) = args
         mask = tokens.mask_for(x)
-        tokens.check_axes(x, need_ids=need_ids)
         ids = tokens.ids_required(x) if need_ids else None
         ids = None if ids is None else _some_rows(ids[..., None], x, tokens)[:, 0]
         given.setdefault(name, (_some_rows(x, x, tokens), ids))

@@ -103,17 +103,6 @@ class Tokens:
             raise ValueError(msg)
         return ids
 
-    def check_axes(self, x: Tensor, *, need_ids: bool) -> None:
-        """Refuse tokens (B, S, D) of which mask and ids do not say which axis is which."""
-        told_by_layer = bool(self._outside_layer) and self.mask is not self._outside_layer[-1]
-        is_told = need_ids or (self.mask is not None and not told_by_layer)
-        if is_told and x.ndim > 2 and 1 < x.shape[0] == x.shape[1]:
-            msg = (
-                f"`batch` must not have as many sequences as each has tokens, {x.shape[0]}: whether"
-                " hidden states have sequences first or second would not show."
-            )
-            raise ValueError(msg)
-
     def _last(self, kind: str, given: Tensor, x: Tensor) -> Tensor:
         leading = x.shape[:-1]
         if given.shape == leading:
