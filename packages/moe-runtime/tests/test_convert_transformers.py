@@ -192,6 +192,17 @@ def test_checkpointing_gives_the_same_gradients(family: str) -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
+def test_reentrant_checkpointing_is_warned_of() -> None:
+    model, batch = transformer("bert")
+    convert(model, batch, router=comet, split=RandomSplit())
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": True})
+    model.train()
+    model.enable_input_require_grads()
+    with pytest.warns(UserWarning, match="ran without gradients, as with reentrant"):
+        model(**batch)
+
+
 def test_checkpointing_keeps_calls_apart_or_refuses() -> None:
     model, batch = transformer("bert")
     convert(model, batch, router=comet, split=RandomSplit())

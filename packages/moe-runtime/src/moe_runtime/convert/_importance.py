@@ -77,8 +77,11 @@ def hidden_unit_importance(
                 raise ValueError(msg)
             for found in found_layers:
                 second = sequences_second(model, found.up)
-                up = [_Map(each, True, second) for each in (found.up, found.gate) if each]  # noqa: FBT003 - fields
-                maps[found.name] = [*up, _Map(found.down, False, second)]  # noqa: FBT003
+                maps[found.name] = [
+                    _Map(each, to_hidden=each != found.down, sequences_second=second)
+                    for each in (found.up, found.gate, found.down)
+                    if each is not None
+                ]
         with running_modules(model), evaluating(model):
             parts = _parts(model, modules, maps, batch, loss or _loss_of_output)
         for name, part in parts.items():

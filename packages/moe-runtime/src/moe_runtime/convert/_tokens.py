@@ -4,6 +4,7 @@ Axes: B sequences, S tokens.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -39,6 +40,7 @@ class Tokens:
         self._again: tuple[Tensor | None, Tensor | None] | None = None
         self._awaited = 0
         self._running_again = False
+        self._without_gradient = False  # whether a layer of the call ran so
         self._outer: list[tuple[Tensor | None, Tensor | None]] = []
         self._outside_layer: list[Tensor | None] = []
 
@@ -128,6 +130,7 @@ class Tokens:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._outer:
             self.penalties = []
+            self._without_gradient = False
             self._begin(module)
         self._outer.append((self.mask, self.ids))
         given = _arguments(module, args, kwargs)
@@ -165,6 +168,12 @@ class Tokens:
         loss = getattr(output, "loss", None)
         outermost = not self._outer
         if outermost and module.training and isinstance(loss, Tensor) and self.penalties:
+            if loss.requires_grad and self._without_gradient:
+                msg = (
+                    "layers ran without gradients, as with reentrant checkpointing: the penalty of "
+                    "their routers is in the loss and has no gradient. Use `use_reentrant=False`."
+                )
+                warnings.warn(msg, stacklevel=2)
             output.loss = loss + self.penalty(loss)  # type: ignore[attr-defined]
 
     @contextmanager
@@ -191,6 +200,7 @@ class Tokens:
         """Take note of a layer's penalty; what runs again in the backward pass is counted once."""
         if self._outer:
             self.penalties.append(penalty)
+            self._without_gradient |= not torch.is_grad_enabled()
 
     def penalty(self, like: Tensor) -> Tensor:
         """Return the sum of the penalties of the last call."""
