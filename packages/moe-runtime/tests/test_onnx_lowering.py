@@ -233,12 +233,32 @@ def test_8_bit_integers_are_near_the_oracle(activation: str, num_gates: int) -> 
         assert (answer - wanted).norm() <= 0.03 * wanted.norm()
 
 
+@pytest.mark.parametrize("fill", [np.ones, np.zeros, lambda shape: -np.ones(shape), None])
+@pytest.mark.parametrize("num_inputs", [0, 1, 7, 64])
+def test_no_pair_of_products_of_8_bit_integers_overflows(fill: Any, num_inputs: int) -> None:
+    from moe_runtime.onnx._int8 import encode  # noqa: PLC0415 - the extra
+
+    shape = (100, num_inputs)
+    weight_OD = np.random.default_rng(0).standard_normal(shape) if fill is None else fill(shape)
+    codes_DO, scale_O = encode(weight_OD.astype(np.float32))
+    error_DO = codes_DO * scale_O - weight_OD.T
+    assert (np.abs(error_DO) <= 0.501 * scale_O).all()
+    if fill is None and num_inputs == 64:
+        # Where neighbours are free, only signs lose a level: 1.3 times the step of 8 bits.
+        assert np.mean(127 * scale_O / np.abs(weight_OD).max(1)) < 1.4
+    products_DO = np.pad(codes_DO, ((0, num_inputs % 2), (0, 0))).astype(np.int64) * 255
+    for of_sign in (products_DO.clip(min=0), products_DO.clip(max=0)):
+        pairs = of_sign.reshape(-1, 2, 100).sum(1)
+        assert (np.iinfo(np.int16).min <= pairs).all()
+        assert (pairs <= np.iinfo(np.int16).max).all()
+
+
 def test_the_largest_8_bit_integers_do_not_overflow() -> None:
-    # A pair of products of 255 and 127 is above 16 bits, in which some processors add it.
+    # As the one above, in ONNX Runtime, on the processor that there is.
     stacks = [torch.ones(3, 32, 64), torch.zeros(3, 32)]
     gates = torch.ones(1, 4, 3)
     answer = run(stacks, ["identity"], torch.ones(4, 64), gates, target="int8")
-    np.testing.assert_allclose(answer, np.full((1, 4, 32), 3 * 64.0), rtol=1e-5)
+    np.testing.assert_allclose(answer, np.full((1, 4, 32), 3 * 64.0), rtol=0.01)
 
 
 def test_8_bit_integers_give_a_row_the_same_answer_in_every_batch() -> None:
