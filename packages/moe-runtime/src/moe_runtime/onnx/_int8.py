@@ -87,11 +87,10 @@ def _layer(
     pairs: Pairs,
 ) -> ir.Value:
     """Give each expert its block of codes; scale, add biases and activate all of them."""
-    zero_of_weights = build.initializer("int8/zero", np.asarray(0, np.int8))
     outputs = []
     for expert, block_RD in enumerate(split(build, codes_PD, pairs)):
         codes_DO, scale_O = _codes(build, layer, expert)
-        inputs = (block_RD, codes_DO, step, scale_O, zero, zero_of_weights)
+        inputs = (block_RD, codes_DO, step, scale_O, zero)
         outputs.append(build.op("MatMulIntegerToFloat", *inputs, domain=DOMAIN))
     value = build.op("Mul", build.op("Concat", *outputs, axis=0), largest_P1)
     if layer.bias is not None:
