@@ -15,7 +15,7 @@ from moe_benchmarks._language._dense import fine_tuned, pretrained
 from moe_benchmarks._language._distil import distil
 from moe_benchmarks._language._processes import next_cell
 from moe_benchmarks._language._report import finding, render_language
-from moe_benchmarks._language._settings import LanguageSettings
+from moe_benchmarks._language._settings import LanguageSettings, Precision
 from moe_benchmarks._language._students import STUDENTS
 from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_benchmarks._language._summary import estimate, kept_share, paired_difference
@@ -177,15 +177,16 @@ def test_what_a_worker_raises_is_said(
     assert "the training loss of epoch 1 is nan" in done.stderr
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_trainer_and_these_steps_make_the_same_model(
-    given: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     """With the same batches and without dropout."""
     pytest.importorskip("accelerate", reason="needs the extra: pip install 'moe-benchmarks[nlp]'")
     import transformers  # noqa: PLC0415 - an extra
 
     model, data = (argument.split("=", 1)[1] for argument in given)
-    settings = LanguageSettings("CoLA", epochs=3, batch_size=8, train_rows=100)
+    settings = LanguageSettings("CoLA", epochs=3, batch_size=8, train_rows=100, precision=precision)
     study = LanguageStudy(settings, model, tmp_path, Path(data))
 
     def without_dropout(*given: Any, **options: Any) -> Any:
@@ -218,7 +219,9 @@ def test_trainer_and_these_steps_make_the_same_model(
         torch.nn.utils.parameters_to_vector(each.parameters())
         for each in (without_dropout(model, settings, seed=0), ours, theirs)
     )
-    assert (found - wanted).norm() < 1e-3 * (wanted - first).norm()
+    # Parts are rounded otherwise; of bfloat16 against float32 this is 0.03.
+    bound = {"float32": 1e-3, "bfloat16": 1e-2}[precision]
+    assert (found - wanted).norm() < bound * (wanted - first).norm()
 
 
 def test_dense_models_are_begun_first_and_others_after_their_own() -> None:

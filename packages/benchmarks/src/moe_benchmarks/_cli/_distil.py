@@ -23,7 +23,7 @@ from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._experiments._row import Row
 from moe_benchmarks._language._processes import OnStep, train_here, train_in_workers
 from moe_benchmarks._language._report import finding, render_language
-from moe_benchmarks._language._settings import LanguageSettings
+from moe_benchmarks._language._settings import LanguageSettings, Precision
 from moe_benchmarks._language._students import DENSE, STUDENTS, TRAINER
 from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_benchmarks._language._summary import variant_name
@@ -74,6 +74,9 @@ def distil(
         float, typer.Option(help="Of the distance from the dense model.")
     ] = LanguageSettings.distil_weight,
     batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = LanguageSettings.batch_size,
+    precision: Annotated[
+        Precision, typer.Option(help="Of products in training; bfloat16 where that is faster.")
+    ] = LanguageSettings.precision,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a row.", show_default="128; 384 for SQuAD")
     ] = None,
@@ -119,6 +122,7 @@ def distil(
             distil_epochs=distil_epochs,
             distil_learning_rate=distil_learning_rate,
             batch_size=batch_size,
+            precision=precision,
             distil_weight=distil_weight,
             num_experts=experts,
             width=width,

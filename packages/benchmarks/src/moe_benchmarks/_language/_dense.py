@@ -45,6 +45,7 @@ def fine_tuned(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
+        precision=settings.precision,
         seed=seed,
         on_step=on_step,
     )

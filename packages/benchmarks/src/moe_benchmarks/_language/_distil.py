@@ -102,6 +102,7 @@ def distil(
         epochs=settings.distil_epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.distil_learning_rate,
+        precision=settings.precision,
         seed=seed,
         others={} if schedule is None else {"schedule": schedule},
         before_epoch=before_epoch,

@@ -7,6 +7,7 @@ from moe_benchmarks._checks import check_integer, check_range, refuse
 from moe_benchmarks._language._tasks import TASKS
 
 Rows = Literal["dev", "held-out"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class LanguageSettings:
         Of each sparse model.
     batch_size : int
         Rows of a training step.
+    precision : {"float32", "bfloat16"}
+        Of products in training, by autocast; weights, routing, searches and scores are float32.
     distil_weight : float
         Of the distance from the dense model, beside the task's own loss.
     num_experts, width, num_shared : int
@@ -54,6 +57,7 @@ class LanguageSettings:
     distil_epochs: int = 5
     distil_learning_rate: float = 2e-4
     batch_size: int = 32
+    precision: Precision = "float32"
     distil_weight: float = 1.0
     num_experts: int = 4
     width: int = 0
@@ -70,6 +74,8 @@ class LanguageSettings:
             refuse("task", f"one of {list(TASKS)}", self.task)
         if self.evaluate_on not in ("dev", "held-out"):
             refuse("evaluate_on", "'dev' or 'held-out'", self.evaluate_on)
+        if self.precision not in ("float32", "bfloat16"):
+            refuse("precision", "'float32' or 'bfloat16'", self.precision)
         lowest = {"max_length": 8, "epochs": 1, "distil_epochs": 1, "batch_size": 1}
         lowest |= {"num_experts": 2, "width": 0, "num_shared": 0, "search_tokens": 2}
         for name, low in lowest.items():

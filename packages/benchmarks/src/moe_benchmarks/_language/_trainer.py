@@ -33,6 +33,7 @@ def fine_tuned_by_trainer(
         lr_scheduler_type="linear",
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=LARGEST_NORM,
+        bf16=settings.precision == "bfloat16",
         seed=seed,
         use_cpu=True,
         disable_tqdm=True,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._language._batches import Batch, EncodedRows
+from moe_benchmarks._language._settings import Precision
 from moe_benchmarks._resumable import epoch_seed
 from moe_runtime import (
     hard_routing,
@@ -48,6 +49,7 @@ def train_epochs(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    precision: Precision,
     seed: int,
     others: Mapping[str, Any] = MappingProxyType({}),
     before_epoch: Callable[[int, Progress], None] = lambda _epoch, _progress: None,
@@ -81,7 +83,8 @@ def train_epochs(
             optimizer.zero_grad(set_to_none=True)
             num_rows = sum(len(part["input_ids"]) for part in parts)
             for part in parts:
-                loss = loss_of(part) * (len(part["input_ids"]) / num_rows)
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                    loss = loss_of(part) * (len(part["input_ids"]) / num_rows)
                 loss.backward()  # type: ignore[no-untyped-call]
                 summed += loss.detach().double() * num_rows
             nn.utils.clip_grad_norm_(model.parameters(), LARGEST_NORM)
