@@ -110,9 +110,12 @@ def comet_route(
     tree = _for_each_tree(count_up(num_slots, rows, xp), shape, (), xp)
     splits, leaves = _nodes(split_weights, split_bias, xp), _nodes(leaf_weights, leaf_bias, xp)
     expert = _walk(walkers, splits, tree * (num_experts - 1), num_experts, xp)
-    scores = xp.reshape(_dots(walkers, leaves, expert + tree * num_experts, xp), shape)
+    place = expert + tree * num_experts
+    scores = _dots(walkers, leaves.weights, place, xp)
+    if leaves.bias is not None:
+        scores = scores + _take(leaves.bias, place, walkers, xp)
     experts = xp.reshape(expert, shape)
-    weights = _softmax(scores, xp)
+    weights = _softmax(xp.reshape(scores, shape), xp)
     if merge:
         weights = _merge(experts, weights, xp)
     return SparseWeights(experts, xp.astype(weights, rows.dtype, copy=False))
@@ -161,35 +164,41 @@ def _walk(walkers: Array, splits: _Nodes, root: Array, num_experts: int, xp: Mod
     # A node is held as its heap number plus the place of the tree's root among all splits.
     # From q to 2 q + 1, the left child, or to 2 q + 2.
     left, right = 1 - root, 2 - root
+    # A rounded sum has the sign of the exact one, so a comparison does for score + bias >= 0.
+    thresholds = None if splits.bias is None else -splits.bias
+
+    def goes_left(place: Array) -> Array:
+        dots = _dots(walkers, splits.weights, place, xp)
+        return dots >= (0 if thresholds is None else _take(thresholds, place, walkers, xp))
+
     node = root
     for level in range(num_levels):
         is_last = level + 1 == num_levels
         if is_last and num_experts != 2**num_levels:
             # Only some nodes are splits: the other rows are at a leaf, and stay.
             is_split = node < root + (num_experts - 1)
-            goes_left = _dots(walkers, splits, xp.where(is_split, node, root), xp) >= 0
-            node = xp.where(is_split, 2 * node + xp.where(goes_left, left, right), node)
+            to_left = goes_left(xp.where(is_split, node, root))
+            node = xp.where(is_split, node + node + xp.where(to_left, left, right), node)
         else:
-            goes_left = _dots(walkers, splits, node, xp) >= 0
-            node = 2 * node + xp.where(goes_left, left, right)
+            node = node + node + xp.where(goes_left(node), left, right)
     # The leftmost expert is the first node of the last level; see `leaf_order`. Leaves of
     # the level above come last.
     expert = node - (root + (2**num_levels - 1))
     return expert if num_experts == 2**num_levels else expert % num_experts
 
 
-def _dots(walkers: Array, nodes: _Nodes, place: Array, xp: ModuleType) -> Array:
-    """Score one node for each walker, given its place among the nodes of all trees."""
+def _dots(walkers: Array, weights: Array, place: Array, xp: ModuleType) -> Array:
+    """Multiply each walker with one node, given its place among the nodes of all trees."""
     # Not a product of matrices: one of a row each takes up to twice as long in PyTorch,
     # and its rounding can depend on the other rows.
-    chosen = _like(take_rows(nodes.weights, place, xp), walkers, xp)
-    scores = xp.sum(walkers * chosen, axis=-1)
-    return scores if nodes.bias is None else scores + _like(nodes.bias[place], walkers, xp)
+    return xp.sum(walkers * _take(weights, place, walkers, xp), axis=-1)
 
 
-def _like(array: Array, other: Array, xp: ModuleType) -> Array:
-    """Convert to the dtype of `other`; a call per level that does nothing is not made."""
-    return array if array.dtype == other.dtype else xp.astype(array, other.dtype)
+def _take(nodes: Array, place: Array, walkers: Array, xp: ModuleType) -> Array:
+    """Return what some nodes have, in the dtype of the walkers."""
+    taken = take_rows(nodes, place, xp)
+    # A call per level that does nothing is not made.
+    return taken if taken.dtype == walkers.dtype else xp.astype(taken, walkers.dtype)
 
 
 def _softmax(scores: Array, xp: ModuleType) -> Array:

@@ -65,11 +65,11 @@ def _levels(splits: Array, num_leaves: int) -> list[Array]:
     levels = []
     # From the last level on, each cut from what is left: the gradient of a cut is as large
     # as what was cut, so that all together cost two times the splits, not one a level.
-    for level in reversed(range(depth(num_leaves))):
+    for level in reversed(range(1, depth(num_leaves))):
         first = 2**level - 1
         levels.append(splits[..., first:])
         splits = splits[..., :first]
-    return levels[::-1]
+    return [splits, *reversed(levels)]
 
 
 def split_probabilities(
@@ -114,13 +114,14 @@ def combine_paths(
     reached = xp.concat(root, axis=-1)
     for level, (left, right) in enumerate(below, start=1):
         num_nodes = 2**level
-        num_splits = min(num_nodes, num_leaves - num_nodes)
-        parents = reached[..., :num_splits]
-        children = _interleave(join(parents, left), join(parents, right), xp)
-        if num_splits == num_nodes:
-            reached = children
+        num_splits = num_leaves - num_nodes
+        if num_splits >= num_nodes:
+            reached = _interleave(join(reached, left), join(reached, right), xp)
         else:
-            reached = xp.concat([children, reached[..., num_splits:]], axis=-1)
+            # Only the first nodes of the last level are splits, the others are leaves.
+            parents, leaves = reached[..., :num_splits], reached[..., num_splits:]
+            children = _interleave(join(parents, left), join(parents, right), xp)
+            reached = xp.concat([children, leaves], axis=-1)
     return reached
 
 
