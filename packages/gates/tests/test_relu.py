@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -31,6 +32,14 @@ def test_equals_a_sort_of_each_row_to_the_bit(eager_lib: Any, problem: Any) -> N
     expected = np.reshape([naive_row(row, k) for row in scores.tolist()], scores.shape)
     np.testing.assert_array_equal(np.asarray(got), expected)
     assert np.all(np.asarray(count_nonzero(got)) <= k)
+
+
+@pytest.mark.parametrize("k", [1, 4, 31])
+@pytest.mark.parametrize("num_experts", [31, 64, 1000])
+def test_all_libraries_agree(lib: Any, num_experts: int, k: int) -> None:
+    scores = np.random.default_rng(k).normal(size=(5, num_experts))
+    got = np.asarray(lib.run(lambda s: relu_gate(s, k=k, xp=lib.xp), scores))
+    np.testing.assert_array_equal(got, [naive_row(row, k) for row in scores.tolist()])
 
 
 @given(problem=problems())
