@@ -111,3 +111,19 @@ def test_auto_runs_the_kernel_that_it_explains(monkeypatch: pytest.MonkeyPatch) 
     with torch.no_grad():
         mixture(x)
     assert ran == [kernel]
+
+
+def test_what_is_learned_does_not_depend_on_the_kernel_that_auto_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The gradient of exact-k's weights goes straight through, also of those that are 0."""
+    x = torch.randn(9, 6)
+    mixture = make_mixture("exact_k")
+    parameters = list(mixture.parameters())
+    gradients = []
+    for kernel in ("dense", "sorted"):
+        monkeypatch.setattr("moe_runtime._mixture.choose", lambda *_, kernel=kernel, **__: kernel)
+        loss = mixture(x).output.square().sum()
+        gradients.append(torch.autograd.grad(loss, parameters))
+    assert gradients[0][0].abs().max() > 0
+    torch.testing.assert_close(*gradients)

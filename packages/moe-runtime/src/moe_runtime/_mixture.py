@@ -311,6 +311,10 @@ def _run_planned(
     plan = make_plan(weights_GTE, max_active=max_active)
     if kernel == "auto":
         kernel = choose(experts, plan, x_TD.device, training=torch.is_grad_enabled())
+        if kernel == "dense" and weights_GTE.requires_grad:
+            # The other kernels give a weight of 0 no gradient. Where a gate would pass one on, as
+            # straight-through ones do, what is learned must not depend on what is fastest.
+            weights_GTE = weights_GTE * (weights_GTE != 0)
     return KERNELS[kernel](experts, x_TD, weights_GTE, plan)
 
 

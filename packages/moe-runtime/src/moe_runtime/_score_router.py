@@ -189,8 +189,8 @@ class ExactKRouter(ScoreRouter):
     Experts are drawn with the probability that the scores give to each set of `k`. Gradients
     go through the exact marginal of each expert that was drawn, straight through: they reach
     all scores, also with k = 1. A mixture computes only the experts drawn, so that what the
-    others would have answered plays no part, unless its kernel is dense. In evaluation mode,
-    and when hard, the `k` largest scores are taken.
+    others would have answered plays no part, unless ``kernel="dense"`` is asked for. In
+    evaluation mode, and when hard, the `k` largest scores are taken.
 
     Parameters
     ----------

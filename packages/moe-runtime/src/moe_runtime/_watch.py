@@ -172,7 +172,7 @@ class Watcher:
         assert isinstance(mixture, MultiGateMixtureOfExperts)
         weights_GTE = output.weights.reshape(len(mixture.routers), -1, output.weights.shape[-1])
         mask = inspect.signature(mixture.forward).bind(*args, **kwargs).arguments.get("mask")
-        num_rows = weights_GTE.new_tensor(weights_GTE.shape[1], dtype=torch.int64)
+        num_rows = weights_GTE.new_full((), weights_GTE.shape[1], dtype=torch.int64)
         per_row_GT = moe_gates.count_nonzero(weights_GTE, xp=xp)
         # A row beyond the last, so that there is a largest of none.
         most_G = nn.functional.pad(per_row_GT, (0, 1)).amax(-1)
