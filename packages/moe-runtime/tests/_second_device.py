@@ -47,6 +47,9 @@ class Elsewhere(Tensor):
     def tolist(self) -> Any:
         return self.held.tolist()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.held.untyped_storage()
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None
@@ -58,6 +61,10 @@ class _Module(backend_registration._DummyBackendModule):
     @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
         return [torch.bfloat16]
+
+    @staticmethod
+    def synchronize() -> None:
+        """Return at once: nothing is ever under way."""
 
     # Random numbers are the CPU's.
     @staticmethod
@@ -74,6 +81,8 @@ def register() -> None:
     setup = backend_registration._setup_privateuseone_for_python_backend
     setup(NAME, backend_module=_Module())
     LIBRARY.fallback(_run, "PrivateUse1")  # type: ignore[no-untyped-call]
+    # Autocast is accepted, and changes nothing.
+    LIBRARY.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # type: ignore[no-untyped-call]
 
 
 def _run(func: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,10 @@ MIN_ROUNDS, MAX_ROUNDS = 7, 200
 
 
 def interleaved_medians(
-    variants: Mapping[str, Callable[[], object]], *, seconds: float = SECONDS
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = SECONDS,
+    wait: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Time variants in turns, so that noise hits all of them alike.
 
@@ -20,6 +23,8 @@ def interleaved_medians(
         Calls without arguments, by name. Each runs once before the timing begins.
     seconds
         Time after which no further round begins, once there are 7 rounds.
+    wait
+        Waits for a device that answers before it is done; part of each call's time.
 
     Returns
     -------
@@ -37,11 +42,13 @@ def interleaved_medians(
     times: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         run()
+    wait()
     begin = time.perf_counter()
     for done in range(1, MAX_ROUNDS + 1):
         for name, run in variants.items():
             start = time.perf_counter()
             run()
+            wait()
             times[name].append(1e3 * (time.perf_counter() - start))
         if done >= MIN_ROUNDS and time.perf_counter() - begin > seconds:
             break

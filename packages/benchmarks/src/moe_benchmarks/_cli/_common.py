@@ -18,6 +18,9 @@ DataDir = Annotated[
         show_default="$MOE_BENCH_DATA, or ~/.cache/moe-benchmarks",
     ),
 ]
+Device = Annotated[
+    str, typer.Option(help="Where to train, as PyTorch names it: cpu, cuda, cuda:1, ...")
+]
 Share = Annotated[
     float, typer.Option(help="Share of the users, or of the pictures, to use: in (0, 1].")
 ]

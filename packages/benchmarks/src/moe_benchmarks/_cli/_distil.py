@@ -16,9 +16,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from moe_benchmarks._cli._common import INTERRUPTED, DataDir, fail, names, write_pages
+from moe_benchmarks._cli._common import (
+    INTERRUPTED,
+    DataDir,
+    Device,
+    fail,
+    names,
+    write_pages,
+)
 from moe_benchmarks._data._catalog import data_folder
 from moe_benchmarks._data._dataset import DataError
+from moe_benchmarks._device import find_device
 from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._experiments._row import Row
 from moe_benchmarks._language._processes import OnStep, train_here, train_in_workers
@@ -98,6 +106,7 @@ def distil(
     balance_weight: Annotated[
         float, typer.Option(help="Of Top-k.")
     ] = LanguageSettings.balance_weight,
+    device: Device = "cpu",
     data_dir: DataDir = None,
 ) -> None:
     r"""Fine-tune a dense model, make sparse ones of it with each router, and compare them.
@@ -132,7 +141,9 @@ def distil(
             entropy_weight=entropy_weight,
             balance_weight=balance_weight,
         )
-        make = partial(LanguageStudy, settings, model, out, data_folder(data_dir))
+        make = partial(
+            LanguageStudy, settings, model, out, data_folder(data_dir), find_device(device)
+        )
         study = make()
         train = (
             partial(train_here, study) if workers == 1 else partial(train_in_workers, make, workers)

@@ -8,9 +8,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from moe_benchmarks._cli._common import DataDir, Share, fail, names
+from moe_benchmarks._cli._common import DataDir, Device, Share, fail, names
 from moe_benchmarks._data._catalog import load
 from moe_benchmarks._data._dataset import DataError
+from moe_benchmarks._device import find_device
 from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._experiments._gates import GATES, PAPER_GATES
 from moe_benchmarks._experiments._row import made_with
@@ -29,6 +30,7 @@ def speed(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers.")] = None,
     share: Share = 1.0,
+    device: Device = "cpu",
     data_dir: DataDir = None,
 ) -> None:
     """Time training steps, beside the same model as published: every expert for every row.
@@ -46,7 +48,8 @@ def speed(
     console = Console(highlight=False)
     chosen = EXPERIMENTS[experiment]
     try:
-        dataset = load(chosen.dataset, data_dir, share=share)
+        where = find_device(device)
+        dataset = load(chosen.dataset, data_dir, share=share, device=where)
         found: list[Speed] = []
         for gate in names(gates):
             with console.status(f"timing {gate}"):
@@ -54,7 +57,7 @@ def speed(
         if out is not None:
             rows = [each.to_dict() for each in found]
             about = {"experiment": experiment, "threads": torch.get_num_threads()}
-            write_json(out, {**about, **made_with(), "rows": rows})
+            write_json(out, {**about, **made_with(where), "rows": rows})
     except (DataError, ValueError, OSError, RuntimeError) as error:
         fail(str(error))
     console.print(_table(found))

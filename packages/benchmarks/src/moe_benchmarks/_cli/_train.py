@@ -18,6 +18,7 @@ from rich.progress import (
 from moe_benchmarks._cli._common import (
     INTERRUPTED,
     DataDir,
+    Device,
     Epochs,
     Patience,
     Share,
@@ -29,6 +30,7 @@ from moe_benchmarks._data._catalog import load
 from moe_benchmarks._data._csv_table import read_table
 from moe_benchmarks._data._dataset import DataError, Dataset
 from moe_benchmarks._data._share import with_users
+from moe_benchmarks._device import find_device
 from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
 from moe_benchmarks._experiments._loop import DivergedError, Epoch
 from moe_benchmarks._experiments._processes import joined, rank
@@ -66,6 +68,7 @@ def train(
         bool, typer.Option("--tensorboard", help="Write epochs to OUT/tensorboard too.")
     ] = False,
     share: Share = 1.0,
+    device: Device = "cpu",
     data_dir: DataDir = None,
 ) -> None:
     """Train one model, and write its result row.
@@ -97,8 +100,8 @@ def train(
         else:
             whole = read_table(csv, user=user, item=item, targets=names(targets), seed=seed)
             dataset = with_users(whole, share)
-        with joined():
-            _train(chosen, settings, dataset, out, share, tensorboard=tensorboard)
+        with joined(find_device(device)) as own:
+            _train(chosen, settings, dataset.to(own), out, share, tensorboard=tensorboard)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the last epoch is in {out}. The same command continues it.")
         raise typer.Exit(INTERRUPTED) from None

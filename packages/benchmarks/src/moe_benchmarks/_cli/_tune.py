@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moe_benchmarks._cli._common import (
     INTERRUPTED,
     DataDir,
+    Device,
     Epochs,
     Patience,
     Share,
@@ -21,6 +22,7 @@ from moe_benchmarks._cli._common import (
 )
 from moe_benchmarks._data._catalog import load
 from moe_benchmarks._data._dataset import DataError
+from moe_benchmarks._device import find_device
 from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._experiments._gates import PAPER_GATES
 from moe_benchmarks._files import DamagedFileError
@@ -50,6 +52,7 @@ def tune(
     epochs: Epochs = None,
     patience: Patience = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the trials out.")] = 1,
+    device: Device = "cpu",
     sampler: Annotated[str, typer.Option(help="random, as in the paper, or tpe.")] = "random",
     seed: Annotated[int, typer.Option(help="Same seed, same trials.")] = 0,
     storage: Annotated[
@@ -76,7 +79,13 @@ def tune(
             sampler=sampler,
             seed=seed,
         )
-        read = partial(load, EXPERIMENTS[experiment].dataset, data_dir, share=share)
+        read = partial(
+            load,
+            EXPERIMENTS[experiment].dataset,
+            data_dir,
+            share=share,
+            device=find_device(device),
+        )
         read()  # what is missing is said before anything is begun
         claim_study(out, plan)
         with only_one(out):

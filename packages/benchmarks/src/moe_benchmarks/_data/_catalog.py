@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
+
 from moe_benchmarks._data import _sources as sources
 from moe_benchmarks._data._books import BOOKS, load_books
 from moe_benchmarks._data._dataset import DataError, Dataset
@@ -32,6 +34,7 @@ from moe_benchmarks._data._overlay import RowCounts
 from moe_benchmarks._data._share import check_share, scaled, with_rows, with_users
 from moe_benchmarks._data._sources import SourceFile
 from moe_benchmarks._data._svhn import MNIST_SVHN, load_mnist_svhn
+from moe_benchmarks._device import CPU
 
 DATA_VARIABLE = "MOE_BENCH_DATA"
 # (data folder, share, seed)
@@ -49,7 +52,13 @@ class Source:
 
 
 def load(
-    name: str, data_dir: Path | None = None, /, *, share: float = 1.0, seed: int = 0
+    name: str,
+    data_dir: Path | None = None,
+    /,
+    *,
+    share: float = 1.0,
+    seed: int = 0,
+    device: torch.device = CPU,
 ) -> Dataset:
     """Read or compose a data set.
 
@@ -64,6 +73,8 @@ def load(
         users. 1 is the whole.
     seed : int
         Of all that is random in it: unrated items, splits, composed pictures, the share.
+    device : torch.device
+        Where its rows are put.
 
     Raises
     ------
@@ -73,7 +84,7 @@ def load(
         If `share` is outside (0, 1].
     """
     check_share(share)
-    return source(name).load(data_folder(data_dir), share, seed)
+    return source(name).load(data_folder(data_dir), share, seed).to(device)
 
 
 def source(name: str, /) -> Source:

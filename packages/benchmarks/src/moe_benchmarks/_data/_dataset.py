@@ -4,9 +4,10 @@ Axes: T rows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 # Names of inputs.
@@ -49,6 +50,14 @@ class Split:
             present=tuple(None if mask is None else mask[rows] for mask in self.present),
         )
 
+    def to(self, device: torch.device) -> "Split":
+        """Return the same rows on a device."""
+        return Split(
+            inputs={name: values.to(device) for name, values in self.inputs.items()},
+            targets=tuple(target.to(device) for target in self.targets),
+            present=tuple(None if mask is None else mask.to(device) for mask in self.present),
+        )
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -62,3 +71,13 @@ class Dataset:
     num_ids: Mapping[str, int]  # by input that holds ids: they are in [0, num_ids)
     hash_input: str  # the ids that hash routing reads
     notes: tuple[str, ...] = ()  # sentences that a report must say of the data
+
+    @property
+    def device(self) -> torch.device:
+        """Where its rows are, and where models are trained on them."""
+        return self.train.targets[0].device
+
+    def to(self, device: torch.device) -> "Dataset":
+        """Return the same data on a device."""
+        splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return replace(self, **splits)

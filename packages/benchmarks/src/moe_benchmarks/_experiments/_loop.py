@@ -92,7 +92,7 @@ def fit(
     num_rows = len(dataset.train)
     num_batches = -(-num_rows // settings.batch_size)
     model = build_model(experiment, settings, dataset, steps_per_epoch=num_batches)
-    model.to(dataset.train.targets[0].device)
+    model.to(dataset.device)
     optimizer = new_optimizer(model, settings.learning_rate)
     parallel = _processes.wrapped(model)
     progress, best = Progress(), copy_state(model)
@@ -104,7 +104,7 @@ def fit(
         on_epoch(number, epoch)
     while not progress.is_over(settings):
         number = len(progress.history)
-        order = row_order(settings.seed, number, num_rows).to(dataset.train.targets[0].device)
+        order = row_order(settings.seed, number, num_rows).to(dataset.device)
         if 0 < number <= settings.search_epochs:
             some = order[: settings.search_rows]
             steps = search_epoch(model, settings, dataset.train, dataset.tasks, some, epoch=number)

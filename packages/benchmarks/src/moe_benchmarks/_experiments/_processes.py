@@ -3,6 +3,7 @@
 Without `torchrun` there is one, and nothing here does anything.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -18,14 +19,20 @@ T = TypeVar("T")
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that `torchrun` started, over gloo, for the length of a block."""
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that `torchrun` started for the length of a block.
+
+    Each has a device of its own where there are several: the block is told which.
+    """
     if not distributed.is_torchelastic_launched():
-        yield
+        yield device
         return
-    distributed.init_process_group("gloo")
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(device)
+    distributed.init_process_group(distributed.get_default_backend_for_device(device))
     try:
-        yield
+        yield device
     finally:
         distributed.destroy_process_group()
 

@@ -5,7 +5,6 @@ Axes: G gates (one a task), T rows, E experts.
 
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +17,7 @@ import torch
 
 import moe_gates
 from moe_benchmarks._data._dataset import Dataset
+from moe_benchmarks._device import describe_device
 from moe_benchmarks._experiments._catalog import Experiment
 from moe_benchmarks._experiments._loop import Epoch, Trained, fit
 from moe_benchmarks._experiments._metrics import measure
@@ -66,7 +66,7 @@ def run_trial(
             load = [moe_gates.expert_load(each).tolist() for each in weights_GTE]
     trained_seconds = sum(epoch.seconds for epoch in trained.history)
     row = {
-        **row_head(experiment, settings, share=share, trial=trial),
+        **row_head(experiment, settings, dataset.device, share=share, trial=trial),
         "state": "complete",
         "error": None,
         "history": [asdict(epoch) for epoch in trained.history],
@@ -82,18 +82,29 @@ def run_trial(
 
 
 def failed_row(
-    experiment: Experiment, settings: TrialSettings, error: Exception, *, share: float, trial: int
+    experiment: Experiment,
+    settings: TrialSettings,
+    device: torch.device,
+    error: Exception,
+    *,
+    share: float,
+    trial: int,
 ) -> Row:
     """Return the row of a trial that raised: recorded, not hidden."""
     return {
-        **row_head(experiment, settings, share=share, trial=trial),
+        **row_head(experiment, settings, device, share=share, trial=trial),
         "state": "failed",
         "error": f"{type(error).__name__}: {error}",
     }
 
 
 def row_head(
-    experiment: Experiment, settings: TrialSettings, *, share: float, trial: int
+    experiment: Experiment,
+    settings: TrialSettings,
+    device: torch.device,
+    *,
+    share: float,
+    trial: int,
 ) -> dict[str, Any]:
     """Return what is known of a trial before it has run."""
     values = settings.to_dict()
@@ -104,11 +115,11 @@ def row_head(
         "search": values.pop("search"),
         "trial": trial,
         "settings": values,
-        **made_with(),
+        **made_with(device),
     }
 
 
-def made_with(*others: str) -> dict[str, Any]:
+def made_with(device: torch.device, *others: str) -> dict[str, Any]:
     """Return what numbers were made with: the commit, the versions and the device.
 
     `others` are packages that are named besides our own, PyTorch and NumPy.
@@ -117,7 +128,7 @@ def made_with(*others: str) -> dict[str, Any]:
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in (*PACKAGES, *others)},
-        "device": _device(),
+        "device": describe_device(device),
     }
 
 
@@ -147,14 +158,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if changed else "")
-
-
-@cache
-def _device() -> str:
-    """Name the processor: nothing here is trained on a GPU, whether there is one or not."""
-    name = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else name
-    return f"{name}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_benchmarks._device import CPU
 from moe_benchmarks._resumable import row_order
 
 # Of a part of a batch, padding included: with fewer, products are too small to be fast.
@@ -41,6 +42,7 @@ class EncodedRows(ABC):
         self._columns = {name: encoded[name] for name in COLUMNS if name in encoded}
         self._padding = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": 0}
         self.targets = dict(targets)
+        self.device = CPU  # where batches are made
 
     @abstractmethod
     def score(self, outputs: Sequence[Any]) -> dict[str, float]:
@@ -74,7 +76,8 @@ class EncodedRows(ABC):
             batch[name] = torch.tensor(padded)
         lengths = torch.tensor([len(self._columns["input_ids"][row]) for row in rows])
         batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
-        return batch | {name: target[rows] for name, target in self.targets.items()}
+        batch |= {name: target[rows] for name, target in self.targets.items()}
+        return {name: each.to(self.device) for name, each in batch.items()}
 
     def inputs(self, batch: Batch) -> Batch:
         """Return a batch without what is to be learned."""

@@ -34,8 +34,8 @@ def fine_tuned(
     """Fine-tune a pretrained model on a task, or load what an earlier call has left there."""
     kept = folder / "dense"
     if (kept / "done").exists():
-        return TASKS[settings.task].load(kept)
-    dense = pretrained(model, settings, seed=seed)
+        return TASKS[settings.task].load(kept).to(rows.device)
+    dense = pretrained(model, settings, seed=seed).to(rows.device)
     checkpoint = folder / "dense.safetensors"
     train_epochs(
         dense,

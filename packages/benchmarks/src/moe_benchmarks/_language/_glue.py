@@ -99,5 +99,5 @@ class SentenceRows(EncodedRows):
 
     def score(self, outputs: Sequence[Any]) -> dict[str, float]:
         """Return the official scores of a model's outputs for the batches of `in_order`."""
-        logits = torch.cat([output.logits for output in outputs]).double().numpy()
+        logits = torch.cat([output.logits for output in outputs]).double().cpu().numpy()
         return self._task.score(logits, self.targets["labels"].tolist())

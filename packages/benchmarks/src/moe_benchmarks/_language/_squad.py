@@ -114,7 +114,8 @@ class QuestionRows(EncodedRows):
         none = [torch.inf] * len(self._questions)
         row = 0
         for output in outputs:
-            for start_L, end_L in zip(output.start_logits, output.end_logits, strict=True):
+            both = output.start_logits.cpu(), output.end_logits.cpu()
+            for start_L, end_L in zip(*both, strict=True):
                 window = self.windows[row]
                 question = window.question
                 no_answer = float(start_L[window.none] + end_L[window.none])

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from moe_benchmarks._device import CPU
 from moe_benchmarks._experiments._row import Row, made_with
 from moe_benchmarks._files import claim_for, write_text
 from moe_benchmarks._language._batches import EncodedRows
@@ -50,12 +53,19 @@ class LanguageStudy:
         For the rows, and for each seed's dense model.
     data_dir
         The folder that has the task's.
+    device
+        Where models are trained and scored.
     """
 
     def __init__(
-        self, settings: LanguageSettings, model: str, folder: Path, data_dir: Path
+        self,
+        settings: LanguageSettings,
+        model: str,
+        folder: Path,
+        data_dir: Path,
+        device: torch.device = CPU,
     ) -> None:
-        self.settings, self.model, self.folder = settings, model, folder
+        self.settings, self.model, self.folder, self.device = settings, model, folder, device
         self.task = TASKS[settings.task]
         self._train_examples, dev = _chosen(*self.task.read(data_dir), settings)
         self.num_train, self.num_dev = len(self._train_examples), len(dev)
@@ -70,7 +80,9 @@ class LanguageStudy:
         return self._encode(self._train_examples)
 
     def _encode(self, examples: Examples) -> EncodedRows:
-        return self.task.encode(self.tokenizer, examples, self.settings.max_length)
+        rows = self.task.encode(self.tokenizer, examples, self.settings.max_length)
+        rows.device = self.device
+        return rows
 
     def rows(self) -> list[Row]:
         """Return the rows so far."""
@@ -108,7 +120,7 @@ class LanguageStudy:
             "rows": self.num_dev,
             **found,
             "seconds": time.perf_counter() - begin,
-            **made_with("transformers"),
+            **made_with(self.device, "transformers"),
         }
 
     def model_folder(self, cell: Cell) -> Path:

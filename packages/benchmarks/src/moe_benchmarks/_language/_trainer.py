@@ -35,7 +35,8 @@ def fine_tuned_by_trainer(
         max_grad_norm=LARGEST_NORM,
         bf16=settings.precision == "bfloat16",
         seed=seed,
-        use_cpu=True,
+        use_cpu=rows.device.type == "cpu",
+        dataloader_pin_memory=False,  # batches are made where they are needed
         disable_tqdm=True,
         logging_strategy="no",
         save_strategy="no",

@@ -71,11 +71,12 @@ def train_epochs(
         load_training_tensors(model, optimizer, tensors, others)
         progress = Progress(**records)
     steps = -(-len(rows) // batch_size)
+    is_mixed = precision == "bfloat16"
     for epoch in range(len(progress.losses), epochs):
         before_epoch(epoch, progress)
         model.train()
         torch.manual_seed(epoch_seed(seed, epoch))  # of dropout
-        summed = torch.zeros((), dtype=torch.float64)
+        summed = torch.zeros((), dtype=torch.float64, device=rows.device)
         for step, parts in enumerate(rows.shuffled(batch_size, seed=seed, epoch=epoch)):
             done = epoch * steps + step
             for group in optimizer.param_groups:
@@ -83,7 +84,7 @@ def train_epochs(
             optimizer.zero_grad(set_to_none=True)
             num_rows = sum(len(part["input_ids"]) for part in parts)
             for part in parts:
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                with torch.autocast(rows.device.type, torch.bfloat16, enabled=is_mixed):
                     loss = loss_of(part) * (len(part["input_ids"]) / num_rows)
                 loss.backward()  # type: ignore[no-untyped-call]
                 summed += loss.detach().double() * num_rows

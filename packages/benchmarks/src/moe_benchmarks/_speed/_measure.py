@@ -100,17 +100,17 @@ def _measure(
         entropy_weight=ENTROPY_WEIGHT,
         search_epochs=1,
     )
-    model = build_model(experiment, settings, dataset, steps_per_epoch=1)
+    model = build_model(experiment, settings, dataset, steps_per_epoch=1).to(dataset.device)
     if hardened:
         harden(model)
     published = PublishedModel(model)
-    order = row_order(settings.seed, 0, len(dataset.train))
+    order = row_order(settings.seed, 0, len(dataset.train)).to(dataset.device)
     batches = torch.split(order, settings.batch_size)
     first = dataset.train.take(batches[0])
     difference = _difference(model, published, dataset, settings, first)
     active_TG, union_T = _active(model, first)
     flops = _floor_flops(model, published, first, float(union_T.double().mean()))
-    square = torch.randn(GEMM_SIZE, GEMM_SIZE)
+    square = torch.randn(GEMM_SIZE, GEMM_SIZE, device=dataset.device)
     medians = interleaved_medians(
         {
             "here": _Steps(model, dataset, settings, batches),
@@ -118,6 +118,7 @@ def _measure(
             "product": partial(torch.mm, square, square),
         },
         seconds=seconds,
+        wait=torch.get_device_module(dataset.device).synchronize,
     )
     here, theirs = medians["here"], medians["published"]
     return Speed(

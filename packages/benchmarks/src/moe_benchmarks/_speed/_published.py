@@ -170,7 +170,8 @@ def _column(stacked: nn.Linear, num_slots: int, column: int) -> nn.Linear:
 
 def _linear(weight_OD: Tensor, bias_O: Tensor) -> nn.Linear:
     made = nn.Linear(weight_OD.shape[1], weight_OD.shape[0])
-    made.weight.data, made.bias.data = weight_OD.detach().clone(), bias_O.detach().clone()
+    made.weight = nn.Parameter(weight_OD.detach().clone())
+    made.bias = nn.Parameter(bias_O.detach().clone())
     return made
 
 

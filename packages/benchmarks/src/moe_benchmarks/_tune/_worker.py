@@ -119,7 +119,9 @@ def _run_one(
     try:
         row, _ = run_trial(experiment, settings, dataset, share=plan.share, trial=number)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded and the next runs
-        row = failed_row(experiment, settings, error, share=plan.share, trial=number)
+        row = failed_row(
+            experiment, settings, dataset.device, error, share=plan.share, trial=number
+        )
     # The row first: a trial that is finished has one.
     trial.set_user_attr(ROW, json.dumps(row, allow_nan=False))
     if row["state"] == "complete":
