@@ -25,6 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 # Seconds of rounds for one size, unless the fewest rounds take longer.
 SECONDS, QUICK_SECONDS = 4.0, 0.05
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
+WARM_SECONDS = 5e-3  # of untimed calls before a timed one
 # Products that show what the machine can do where the measured sizes are too small to.
 GEMM_ROWS, GEMM_SIZE = (1024, 4096), 1024
 
@@ -147,10 +148,11 @@ def gemms(rows: int) -> dict[str, Callable[[], object]]:
 def take_turns(
     calls: Mapping[Hashable, Callable[[], object]], *, seconds: float
 ) -> dict[Hashable, list[float]]:
-    """Time calls in turns, each right after an untimed one of its own.
+    """Time calls in turns, each right after untimed ones of its own.
 
-    Without that, a call that comes after another one with the same weights would find them in
-    the cache, and the one after a large product would not.
+    Without them, a call that comes after another one with the same weights would find them in
+    the cache, and the one after a large product would not. Short calls need several: after a
+    product of 16 MB one of 0.2 ms takes 0.5 ms even the second time.
 
     Returns
     -------
@@ -161,7 +163,10 @@ def take_turns(
     begin = time.perf_counter()
     for done in range(1, MAX_ROUNDS + 1):
         for name, call in calls.items():
+            warm = time.perf_counter()
             call()
+            while time.perf_counter() - warm < WARM_SECONDS:
+                call()
             start = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - start))

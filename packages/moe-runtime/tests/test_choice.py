@@ -59,6 +59,11 @@ def test_training_does_not_go_from_pair_to_pair() -> None:
     assert chosen(1, 64, 2, 256, training=True) == "sorted"
 
 
+def test_many_pairs_are_not_gathered_one_by_one() -> None:
+    # 64 experts of 2.4 MB read for each of 128 pairs: 21 ms, 13 where each is read once.
+    assert chosen(64, 64, 2, 768) == "sorted"
+
+
 def test_nothing_to_do_is_a_choice_too() -> None:
     plan = Plan(torch.zeros(0, 3) > 0)
     explanation = explain(Experts(3, (4, 4)), plan, CPU, training=False)

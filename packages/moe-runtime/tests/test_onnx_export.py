@@ -291,6 +291,27 @@ class Outputs(nn.Module):
         return output, used, used.sum(-1), torch.where(used, weights, -torch.inf)
 
 
+class SoftmaxTwice(nn.Module):
+    """An output, and a value inside that torch.onnx names after its operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture = make_mixture("top_k")
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.mixture(x.softmax(-1)).output
+        return output.softmax(-1)
+
+
+def test_an_output_may_have_the_name_of_a_value_inside(tmp_path: Path) -> None:
+    x = torch.randn(50, DIM)
+    found = export(
+        SoftmaxTwice(), (x,), tmp_path, hard=True, input_names=["x"], output_names=["softmax"]
+    )
+    assert [*found.output_errors] == ["softmax"]
+    assert found.largest_error < TOLERANCE
+
+
 def test_outputs_may_be_booleans_integers_and_infinite(tmp_path: Path) -> None:
     names = ["y", "used", "count", "masked"]
     x = torch.randn(50, DIM)

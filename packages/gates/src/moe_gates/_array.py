@@ -81,6 +81,8 @@ def add_slots(array: Array, axis: Literal[-2, -1]) -> Array:
 
 def softmax(scores: Array, xp: ModuleType) -> Array:
     """Softmax over the last axis; an entry of -inf gets exactly 0."""
+    if hasattr(xp, "softmax"):  # PyTorch: a call instead of five
+        return xp.softmax(scores, -1)
     exps = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     return exps / xp.sum(exps, axis=-1, keepdims=True)
 

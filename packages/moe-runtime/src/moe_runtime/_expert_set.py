@@ -1,9 +1,11 @@
 """What every kernel asks of experts, whatever they are made of.
 
-Axes: T rows, D input features, O output features, E experts, P (row, expert) pairs.
+Axes: T rows, D input features, O output features, E experts, P (row, expert) pairs,
+R rows of one expert.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -39,6 +41,10 @@ class ExpertSet(PretrainedModule, ABC):
     @abstractmethod
     def one(self, expert: int, x_TD: Tensor) -> Tensor:
         """Run one expert on every row: (T, D) to (T, O)."""
+
+    def several(self, blocks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
+        """Run experts, each on rows of its own: (R, D) to (R, O) a block."""
+        return [self.one(expert, x_RD) for expert, x_RD in blocks]
 
     def every(self, x_TD: Tensor) -> Tensor:
         """Run every expert on every row: (T, D) to (E, T, O)."""

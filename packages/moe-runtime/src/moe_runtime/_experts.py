@@ -4,7 +4,7 @@ Axes: T rows, D input features, O output features, E experts, P (row, expert) pa
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -145,14 +145,23 @@ class Experts(ExpertSet):
     def _forward_by_expert(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:
         """Run one expert after the other: what is between two layers then stays in the cache."""
         blocks = enumerate(torch.split(x_PD, counts_E))
-        outputs = [self.one(expert, block) for expert, block in blocks if block.shape[0]]
+        outputs = self.several((expert, block) for expert, block in blocks if block.shape[0])
         return torch.cat(outputs) if outputs else self.one(0, x_PD)
 
     def one(self, expert: int, x_TD: Tensor) -> Tensor:
         """Run one expert on every row: (T, D) to (T, O)."""
-        for stack, step in zip(self._stacks(), self.steps(), strict=True):
-            x_TD = step(stack.one(expert, x_TD))
-        return x_TD
+        return self.several([(expert, x_TD)])[0]
+
+    def several(self, blocks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
+        """Run experts, each on rows of its own: (R, D) to (R, O) a block."""
+        layers = list(zip(self._stacks(), self.steps(), strict=True))
+        outputs = []
+        for expert, x in blocks:
+            y = x
+            for stack, step in layers:
+                y = step(stack.one(expert, y))
+            outputs.append(y)
+        return outputs
 
     def every(self, x_TD: Tensor) -> Tensor:
         """Run every expert on every row: (T, D) to (E, T, O)."""

@@ -47,9 +47,11 @@ def run_gathered(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, plan: Pl
     """Go from pair to pair, row by row: for a few pairs, the least to prepare."""
     pair_P = plan.mask_TE.flatten().nonzero()[:, 0]
     pairs = [divmod(pair, experts.num_experts) for pair in pair_P.tolist()]
-    blocks = [experts.one(expert, x_TD[row : row + 1]) for row, expert in pairs]
+    blocks = experts.several((expert, x_TD[row : row + 1]) for row, expert in pairs)
     y_PO = torch.cat(blocks) if blocks else experts.one(0, x_TD[:0])
     weights_GP, wide_PO, dtype = _wide(weights_GTE.flatten(1).index_select(1, pair_P), y_PO)
+    if plan.num_rows == 1 and not torch.is_grad_enabled():
+        return torch.mm(weights_GP, wide_PO)[:, None].to(dtype)
     weighted_GPO = weights_GP[..., None] * wide_PO
     counts = [0] * plan.num_rows
     for row, _ in pairs:

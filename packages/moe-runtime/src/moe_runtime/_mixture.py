@@ -3,7 +3,9 @@
 Axes: T rows, D input features, O output features, E experts, G gates, P (row, expert) pairs.
 """
 
+import operator
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -189,7 +191,7 @@ class MultiGateMixtureOfExperts(PretrainedModule):
             raise ValueError(msg)
         if self.threshold:
             weights = torch.where(weights.abs() > self.threshold, weights, 0)
-        return weights, _stack([routing.penalty for routing in routings]).sum()
+        return weights, reduce(operator.add, [routing.penalty for routing in routings])
 
     def extra_repr(self) -> str:
         """Say what the submodules do not."""

@@ -11,6 +11,7 @@ from inspect import Parameter
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import NameFixPass
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -57,6 +58,8 @@ def trace(
         # Among them the paths of the user's files.
         node.metadata_props.clear()
     _forget(traced)
+    # The exporter (torch 2.13) gives an output its name even where a value inside has it.
+    NameFixPass()(traced)
     close_reshapes(traced.graph)
     return traced
 
