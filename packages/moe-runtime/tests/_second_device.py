@@ -5,6 +5,7 @@ process of their own. It finds what would fail on a GPU: a tensor that stays on 
 there, and meets one of the device.
 """
 
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -23,6 +24,7 @@ INDEXING = {"aten::index", "aten::index_put_", "aten::index_put"}
 
 # Kept, because what it has registered goes with it.
 LIBRARY = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
+OPERATORS = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 
 
 class Elsewhere(Tensor):
@@ -81,6 +83,14 @@ def register() -> None:
     setup = backend_registration._setup_privateuseone_for_python_backend
     setup(NAME, backend_module=_Module())
     LIBRARY.fallback(_run, "PrivateUse1")  # type: ignore[no-untyped-call]
+    # Its default lets an empty tensor grow, of which the one that holds it would not know.
+    arange = torch.ops.aten.arange
+    for name, overload in (
+        ("arange", arange.default),
+        ("arange.start", arange.start),
+        ("arange.start_step", arange.start_step),
+    ):
+        OPERATORS.impl(name, partial(_run, overload), "PrivateUse1")  # type: ignore[no-untyped-call]
     # Autocast is accepted, and changes nothing.
     LIBRARY.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # type: ignore[no-untyped-call]
 
