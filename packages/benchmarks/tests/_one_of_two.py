@@ -2,25 +2,16 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from _synthetic import ratings, tiny
+from _synthetic import STEADY_RATINGS, ratings, tiny
 from torch import distributed
 
-from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._experiments._loop import fit
 
-# Without dropout, which each process draws for itself.
-RATINGS = replace(
-    EXPERIMENTS["movielens-1m"],
-    embedding_width=8,
-    expert_widths=(8,),
-    head_widths=(8,),
-    dropout=0.0,
-)
 # The last batch of 601 rows has 25: parts of 13 and 12.
 NUM_ROWS = 601
 # A power of two: DSelect-k's penalty on unreachable codes is a sum over rows, as published, and
@@ -33,7 +24,7 @@ def trained(gate: str, search: str, checkpoint: Path | None = None) -> dict[str,
     """Numbers of a run that do not depend on how long it took."""
     torch.set_num_threads(1)
     settings = tiny(gate, search, epochs=3, num_experts=NUM_EXPERTS)
-    found = fit(RATINGS, settings, ratings(NUM_ROWS), checkpoint=checkpoint)
+    found = fit(STEADY_RATINGS, settings, ratings(NUM_ROWS), checkpoint=checkpoint)
     history = [
         {name: value for name, value in asdict(epoch).items() if name != "seconds"}
         for epoch in found.history

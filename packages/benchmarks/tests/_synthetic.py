@@ -1,5 +1,7 @@
 """Data sets small enough for tests, with something to learn in them."""
 
+from dataclasses import replace
+
 import torch
 
 from moe_benchmarks._data._dataset import (
@@ -11,7 +13,17 @@ from moe_benchmarks._data._dataset import (
     Split,
     Task,
 )
+from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._experiments._settings import TrialSettings
+
+# For `ratings`. Without dropout, which each process and each device draws for itself.
+STEADY_RATINGS = replace(
+    EXPERIMENTS["movielens-1m"],
+    embedding_width=8,
+    expert_widths=(8,),
+    head_widths=(8,),
+    dropout=0.0,
+)
 
 
 def ratings(num_rows: int = 600, *, num_users: int = 20, num_items: int = 30) -> Dataset:

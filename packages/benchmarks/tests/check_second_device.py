@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from _language import write_glue, write_model, write_squad
-from _synthetic import ratings, tiny
+from _synthetic import STEADY_RATINGS, ratings, tiny
 from _tiny import Run
 
-from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._experiments._row import run_trial
 from moe_benchmarks._language._students import STUDENTS
 from moe_benchmarks._speed._measure import measure_speed
@@ -21,15 +20,7 @@ from _second_device import NAME, register  # type: ignore[import-not-found]
 
 register()
 DEVICE = torch.device(NAME)
-# Without dropout, which is drawn otherwise on the CPU.
-RATINGS = replace(
-    EXPERIMENTS["movielens-1m"],
-    embedding_width=8,
-    expert_widths=(8,),
-    head_widths=(8,),
-    num_experts=5,
-    dropout=0.0,
-)
+RATINGS = replace(STEADY_RATINGS, num_experts=5)
 SEARCHES = ("identity", "random", "soft-mix", "relaxed", "exact", "exact-shared")
 OTHERS = [("hash", "ids"), ("top-k", "exact"), ("dselect-k", "identity")]
 

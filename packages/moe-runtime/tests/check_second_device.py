@@ -8,27 +8,20 @@ from typing import Any
 import pytest
 import torch
 from _dense import Model, token_batch
+from _reference import CPU_KERNELS, DIM, ROUTERS, awake, draw_inputs
 from _second_device import NAME, register
 from torch import Tensor, nn
 
 from moe_runtime import (
     CometRouter,
-    DSelectKRouter,
-    ExactKRouter,
     Experts,
-    HashRouter,
     MixtureOfExperts,
     ModuleExperts,
     MultiGateMixtureOfExperts,
     PermutationSearch,
-    ReLURouter,
-    Router,
     RouterSchedule,
     SearchRows,
-    SoftmaxRouter,
     Stateful,
-    TopKRouter,
-    TreeTopKRouter,
     Watcher,
     hard_routing,
     load_checkpoint,
@@ -48,17 +41,9 @@ from moe_runtime.convert import (
 
 register()
 DEVICE = torch.device(NAME)
-DIM, NUM_EXPERTS, OUT, ROWS, NUM_IDS = 6, 5, 3, 40, 9
-
-ROUTERS: dict[str, Callable[[], Router]] = {
-    "comet": lambda: CometRouter(DIM, NUM_EXPERTS, k=2, gamma=1.0, scale_free=True),
-    "dselect-k": lambda: DSelectKRouter(DIM, NUM_EXPERTS, k=2, gamma=1.0),
-    "exact-k": lambda: ExactKRouter(DIM, NUM_EXPERTS, k=2),
-    "hash": lambda: HashRouter(NUM_IDS, NUM_EXPERTS, seed=0),
-    "relu": lambda: ReLURouter(DIM, NUM_EXPERTS, k=2),
-    "softmax": lambda: SoftmaxRouter(DIM, NUM_EXPERTS),
-    "top-k": lambda: TopKRouter(DIM, NUM_EXPERTS, k=2),
-    "tree-top-k": lambda: TreeTopKRouter(DIM, NUM_EXPERTS, k=2),
+NUM_EXPERTS, K, OUT, ROWS = 5, 2, 3, 40
+KINDS = ROUTERS | {
+    "scale_free": lambda num_experts, k: CometRouter(DIM, num_experts, k=k, scale_free=True)
 }
 EXPERTS: dict[str, Callable[[], Experts | ModuleExperts]] = {
     "relu": lambda: Experts(NUM_EXPERTS, (DIM, 8, OUT), activation="relu"),
@@ -67,15 +52,6 @@ EXPERTS: dict[str, Callable[[], Experts | ModuleExperts]] = {
         [nn.Linear(DIM, OUT) for _ in range(NUM_EXPERTS)], in_features=DIM, out_features=OUT
     ),
 }
-
-
-def draw(name: str) -> tuple[Tensor, dict[str, Tensor]]:
-    x = torch.randn(ROWS, DIM)
-    return x, {"router_input": torch.randint(NUM_IDS, (ROWS,))} if name == "hash" else {}
-
-
-def moved(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: each.to(DEVICE) for name, each in given.items()}
 
 
 def assert_same(found: Tensor, wanted: Tensor) -> None:
@@ -88,18 +64,18 @@ def test_the_device_refuses_what_is_elsewhere() -> None:
         torch.ones(3, device=DEVICE) + torch.ones(3)
 
 
-@pytest.mark.parametrize("kernel", ["auto", "dense", "gathered", "loop", "sorted"])
+@pytest.mark.parametrize("kernel", ["auto", *CPU_KERNELS])
 @pytest.mark.parametrize("experts", EXPERTS)
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", KINDS)
 def test_outputs_and_gradients_are_those_of_the_cpu(router: str, experts: str, kernel: Any) -> None:
-    layer = MixtureOfExperts(ROUTERS[router](), EXPERTS[experts](), kernel=kernel)
-    if router == "exact-k":
-        layer.eval()  # it draws in training
+    awoken = awake(KINDS[router](NUM_EXPERTS, K))
+    layer = MixtureOfExperts(awoken, EXPERTS[experts](), kernel=kernel)
     there = copy.deepcopy(layer).to(DEVICE)
-    x, given = draw(router)
+    inputs = draw_inputs(router, ROWS)
+    inputs_there = [each.to(DEVICE) for each in inputs]
     mask = torch.rand(ROWS) < 0.8
-    wanted = layer(x, **given, mask=mask)
-    found = there(x.to(DEVICE), **moved(given), mask=mask.to(DEVICE))
+    wanted = layer(*inputs, mask=mask)
+    found = there(*inputs_there, mask=mask.to(DEVICE))
     for one, other in zip(found, wanted, strict=True):
         assert_same(one, other)
     for output in (wanted, found):
@@ -109,14 +85,14 @@ def test_outputs_and_gradients_are_those_of_the_cpu(router: str, experts: str, k
             assert one.grad is not None
             assert_same(one.grad, other.grad)
     with hard_routing(layer), hard_routing(there):
-        assert_same(there(x.to(DEVICE), **moved(given)).output, layer(x, **given).output)
+        assert_same(there(*inputs_there).output, layer(*inputs).output)
 
 
 def test_weights_of_a_multi_gate_mixture_are_watched() -> None:
-    routers = [ROUTERS["comet"](), ROUTERS["top-k"]()]
+    routers = [ROUTERS[name](NUM_EXPERTS, K) for name in ("comet", "top_k")]
     layer = MultiGateMixtureOfExperts(routers, EXPERTS["relu"]()).eval()
     there = copy.deepcopy(layer).to(DEVICE)
-    x = draw("comet")[0]
+    x = torch.randn(ROWS, DIM)
     with Watcher(layer) as wanted, Watcher(there) as found, torch.no_grad():
         layer(x)
         there(x.to(DEVICE))

@@ -16,14 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from moe_benchmarks._cli._common import (
-    INTERRUPTED,
-    DataDir,
-    Device,
-    fail,
-    names,
-    write_pages,
-)
+from moe_benchmarks._cli._common import INTERRUPTED, DataDir, Device, fail, names, write_pages
 from moe_benchmarks._data._catalog import data_folder
 from moe_benchmarks._data._dataset import DataError
 from moe_benchmarks._device import find_device

@@ -83,6 +83,7 @@ def train(
     if csv is not None:
         chosen = _own(chosen, csv, len(names(targets)))
     try:
+        where = find_device(device)
         settings = TrialSettings.for_experiment(
             chosen,
             gate=gate,
@@ -100,7 +101,7 @@ def train(
         else:
             whole = read_table(csv, user=user, item=item, targets=names(targets), seed=seed)
             dataset = with_users(whole, share)
-        with joined(find_device(device)) as own:
+        with joined(where) as own:
             _train(chosen, settings, dataset.to(own), out, share, tensorboard=tensorboard)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the last epoch is in {out}. The same command continues it.")
