@@ -85,6 +85,12 @@ def test_the_explanation_counts_the_work_and_lists_what_it_compared() -> None:
     assert len(times) == len(explanation.microseconds)
 
 
+def test_a_single_row_is_not_said_to_have_been_compared() -> None:
+    explanation = make_mixture("softmax").eval().explain(torch.randn(1, 6))
+    assert explanation.kernel == "gathered"
+    assert "one by one, without a comparison" in explanation.reason
+
+
 def test_masked_rows_are_not_part_of_the_work() -> None:
     mask = torch.tensor([True] * 4 + [False] * 5)
     explanation = make_mixture("top_k").explain(torch.randn(9, 6), mask=mask)

@@ -161,3 +161,15 @@ def test_what_is_exported_or_traced_holds_no_numba(
     monkeypatch.setattr(f"torch.{name}", lambda: True)
     with torch.no_grad():
         assert router.explain(torch.randn(3, DIM)).startswith("dense gate: exported")
+
+
+@KERNEL
+def test_what_hard_training_teaches_does_not_depend_on_the_kernel(kernel: str) -> None:
+    need_numba(kernel)
+    router = make(kernel=kernel)
+    routing = route(router, torch.randn(20, DIM), hard=True)
+    routing.weights.square().sum().backward()
+    # An optimizer moves a parameter of gradient 0, by its momentum, and none without a gradient.
+    for parameter in router.split.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()

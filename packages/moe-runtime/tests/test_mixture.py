@@ -14,13 +14,14 @@ from _reference import (
     experts_of,
     make_mixture,
     reference_mixture,
+    router_of,
     stacks_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_runtime import Experts, MixtureOfExperts, MultiGateMixtureOfExperts
+from moe_runtime import Experts, MixtureOfExperts, MultiGateMixtureOfExperts, TopKRouter
 
 KERNEL = pytest.mark.parametrize("kernel", CPU_KERNELS)
 NAME = pytest.mark.parametrize("name", sorted(ROUTERS))
@@ -111,8 +112,13 @@ def test_the_sparse_gradient_is_the_dense_one_for_every_parameter(
 
 @KERNEL
 @pytest.mark.parametrize("num_rows", [0, 1, 9])
-def test_every_parameter_gets_a_gradient_in_every_step(kernel: str, num_rows: int) -> None:
-    mixture = make_mixture("comet", 17, kernel=kernel)
+@pytest.mark.parametrize("name", ["comet", "dselect_k"])
+@pytest.mark.parametrize("hard", [False, True])
+def test_every_parameter_gets_a_gradient_in_every_step(
+    kernel: str, num_rows: int, name: str, *, hard: bool
+) -> None:
+    mixture = make_mixture(name, 17, kernel=kernel)
+    router_of(mixture).hard = hard
     output, penalty, _ = mixture(torch.randn(num_rows, DIM))
     (output.sum() + penalty).backward()
     for parameter in mixture.parameters():
@@ -137,6 +143,24 @@ def test_autocast_keeps_routing_in_float32_and_the_answer_near(kernel: str) -> N
     mixed.output.float().square().sum().backward()
     sparse = [parameter.grad for parameter in mixture.experts.parameters()]
     assert all(grad is not None and grad.dtype == torch.float32 for grad in sparse)
+
+
+@KERNEL
+@pytest.mark.parametrize("num_rows", [1, 4, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_computes_a_large_batch_as_a_small_one(
+    kernel: str, num_rows: int, dtype: torch.dtype
+) -> None:
+    # Large enough for each of the libraries that products may be sent to.
+    experts = Experts(4, (256, 256, 256), activation="gelu")
+    mixture = MixtureOfExperts(TopKRouter(256, 4, k=2), experts, kernel=kernel).eval()
+    x = torch.randn(num_rows, 256, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = mixture(x).output
+        with torch.no_grad():
+            output = mixture(x).output
+    assert output.dtype is trained.dtype is torch.bfloat16
+    torch.testing.assert_close(output, trained, rtol=0, atol=0.02)
 
 
 @KERNEL

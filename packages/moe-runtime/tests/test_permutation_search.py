@@ -379,3 +379,21 @@ def test_a_bad_argument_is_refused(
 def test_a_number_of_rows_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="`num_rows` must be an integer >= 0, got -1"):
         planted(every=1).step(-1)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_the_first_search_of_many_slots_stays_within_its_share(*, differentiable: bool) -> None:
+    router = awake(ROUTERS["comet"](16, 4))
+    mixture = MixtureOfExperts(router, Experts(16, (DIM, 4)))
+    x, targets = torch.randn(1000, DIM), torch.randn(1000, 4)
+
+    def row_loss(output: Tensor, some: Tensor) -> Tensor:
+        output = output if differentiable else output.detach()
+        return (output - targets[some]).square().sum(-1)
+
+    rows = SearchRows(x, row_loss)
+    search = PermutationSearch(mixture, lambda _step: rows, every=1)
+    while not search.step(10_000):
+        pass
+    # What the budget ends is still confirmed, and a question of many rows is asked whole.
+    assert 0 < search.work_share <= 0.08

@@ -169,6 +169,7 @@ def test_what_has_changed_since_the_constructor_is_saved_as_it_is(tmp_path: Path
     router = router_of(module)
     assert isinstance(router, CometRouter)
     router.gamma = 0.25  # as a schedule does
+    router.penalties = (MutualInformationPenalty(0.5),)
     other = TopKRouter(DIM, 5, k=3)
     module.routers[1] = other
     module.experts = Experts(5, (DIM, 3, 4))
@@ -179,7 +180,15 @@ def test_what_has_changed_since_the_constructor_is_saved_as_it_is(tmp_path: Path
     first, second = loaded.routers
     assert isinstance(first, CometRouter)
     assert isinstance(second, TopKRouter)
-    assert (first.gamma, second.k) == (0.25, 3)
+    assert (first.gamma, first.penalties, second.k) == (0.25, (MutualInformationPenalty(0.5),), 3)
+
+
+def test_a_list_that_changes_after_the_constructor_changes_nothing(tmp_path: Path) -> None:
+    widths = [DIM, 16]
+    experts = Experts(5, widths)
+    widths.append(4)
+    experts.save_pretrained(tmp_path)
+    check_equal(Experts.from_pretrained(tmp_path), experts)
 
 
 def test_a_copy_is_saved_like_what_it_was_copied_from(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ import copy
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from _reference import DIM, awake, make_mixture
@@ -42,6 +44,13 @@ def test_every_router_that_has_it_follows() -> None:
         schedule.step()
     assert found == [(16.0, 16.0, 0.0, 3), (8.0, 8.0, 0.5, 2), (4.0, 4.0, 1.0, 1)]
     assert not hasattr(noisy, "gamma")
+
+
+def test_a_number_of_numpy_is_saved_with_the_router(tmp_path: Path) -> None:
+    router = CometRouter(DIM, 4, k=2)
+    RouterSchedule(router, entropy_weight=lambda _step: np.float64(0.7))
+    router.save_pretrained(tmp_path)
+    assert CometRouter.from_pretrained(tmp_path).entropy_weight == 0.7
 
 
 def test_what_is_not_scheduled_stays() -> None:

@@ -236,6 +236,42 @@ def test_a_search_inside_autocast_runs_in_the_parameters_dtype() -> None:
         assert search_gate(mixture, 1, x, loss).cost_before == expected
 
 
+@pytest.mark.parametrize(("name", "per"), [("top_k", "slot"), ("comet", "gate")])
+def test_the_costs_are_those_of_the_weights_above_the_threshold(name: str, per: Any) -> None:
+    mixture, x, targets = planted(name)
+    mixture.threshold = 0.3
+    loss = squared_loss(targets)
+    plain = loss(mixture(x).output[1], torch.arange(NUM_ROWS)).mean().item()
+    result = search_gate(mixture, 1, x, loss, per=per)
+    assert result.confirmation is not None
+    found = (result.cost_before + result.confirmation.cost_before) / 2
+    assert found == pytest.approx(plain, rel=1e-5)
+
+
+def test_slots_whose_sum_a_threshold_cuts_are_not_searched_apart() -> None:
+    mixture = make_mixture("comet")
+    mixture.threshold = 0.3
+    rows = SearchRows(torch.zeros(8, DIM), sum_of_outputs)
+    message = "`per` must be 'gate' or 'mixture' with a threshold"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        search_permutations(mixture, rows)
+
+
+@pytest.mark.parametrize("losses", [sum_of_outputs, None])
+def test_gates_that_share_a_router_are_searched_together(losses: Any) -> None:
+    router = awake(ROUTERS["top_k"](5, 2))
+    mixture = MultiGateMixtureOfExperts([router, router], Experts(5, (DIM, 4)))
+    x = torch.randn(NUM_ROWS, DIM)
+    rows = SearchRows(x, [sum_of_outputs, losses])
+    message = "`per` must be 'mixture' where gates share a router"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        search_permutations(mixture, rows)
+    both = SearchRows(x, [sum_of_outputs, sum_of_outputs])
+    found = search_permutations(mixture, both, per="mixture")
+    assert found[0].permutation.tolist() == found[1].permutation.tolist()
+    assert router.permutation.tolist() == found[0].permutation.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

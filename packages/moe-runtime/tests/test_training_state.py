@@ -41,6 +41,18 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
+def test_what_is_loaded_stays_as_it_is_and_can_be_loaded_again() -> None:
+    model = make_mixture("comet")
+    optimizer = OPTIMIZERS["adam"](model)
+    train(model, optimizer, range(2))
+    tensors = copy.deepcopy(training_tensors(model, optimizer))
+    before = copy.deepcopy(tensors)
+    for _ in range(2):
+        load_training_tensors(model, optimizer, tensors)
+        train(model, optimizer, range(2, 4))
+        assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_resumed_run_continues_to_the_bit(tmp_path: Path, name: str) -> None:
     model = make_mixture("comet")

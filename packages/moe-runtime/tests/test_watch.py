@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from _reference import DIM, ROUTERS, awake, draw_inputs, make_mixture
+from _reference import DIM, ROUTERS, awake, draw_inputs, make_mixture, router_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -160,6 +160,20 @@ def test_activation_checkpointing_is_counted_once(*, reentrant: bool) -> None:
     numbers = watcher.compute()
     assert numbers["mixture/rows"] == 9
     assert numbers["mixture/duplicates_per_row"] <= 5
+
+
+def test_only_what_goes_through_a_mixture_is_counted() -> None:
+    mixture, x = make_mixture("comet"), torch.randn(9, DIM)
+    with Watcher(mixture) as watcher:
+        mixture(x)
+        before = watcher.compute()
+        mixture.explain(x)
+        mixture.route(x)
+        with pytest.raises(ValueError, match="finite"):
+            mixture(torch.full_like(x, torch.nan))
+        router_of(mixture)(x)
+    assert watcher.compute() == before
+    assert before["mixture/unsaturated_share"] > 0
 
 
 def test_watching_changes_no_output_and_no_gradient() -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moe_runtime import CsvWriter, TensorBoardWriter
@@ -27,6 +28,16 @@ def test_numbers_come_back_exactly(tmp_path: Path) -> None:
         writer.write(step, numbers)
         assert list(read(tmp_path / "a.csv")) == [each for each in ALL if each <= step]
     assert read(tmp_path / "a.csv") == ALL
+
+
+def test_numbers_of_numpy_come_back_exactly_too(tmp_path: Path) -> None:
+    numbers = {"a": np.float64(1 / 3), "b": np.float32(0.1), "c": np.int64(2**60 + 1)}
+    CsvWriter(tmp_path / "a.csv").write(0, numbers)  # type: ignore[arg-type]
+    (line,) = (tmp_path / "a.csv").read_text().splitlines()[1:]
+    _, *cells = line.split(",")
+    assert [type(each)(cell) for each, cell in zip(numbers.values(), cells, strict=True)] == list(
+        numbers.values()
+    )
 
 
 @pytest.mark.parametrize("resumed", range(0, 60, 10))
@@ -57,8 +68,16 @@ def test_a_file_of_an_unfinished_header_is_begun_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["epoch,loss\n", "step,a\n1,2,3\n", "step,a\nx,2\n", "step,a\n2,1\n1,1\n", "\n", "\xff\n"],
-    ids=["header", "cells", "step", "order", "empty", "binary"],
+    [
+        "epoch,loss\n",
+        "step,a\n1,2,3\n",
+        "step,a\nx,2\n",
+        "step,a\n2,1\n1,1\n",
+        "\n",
+        "\xff\n",
+        '{"results": [1, 2, 3]}',
+    ],
+    ids=["header", "cells", "step", "order", "empty", "binary", "one line"],
 )
 def test_a_file_that_is_no_such_table_is_refused_and_kept(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.csv"

@@ -67,6 +67,8 @@ def explain(
     times = expected_microseconds(experts, plan, training=training) if device.type == "cpu" else {}
     if kernel != "auto":
         reason = "asked for"
+    elif _is_single(plan, device, training=training):
+        reason = "a single row's pairs are taken one by one, without a comparison"
     elif times:
         reason = f"should be fastest on the CPU for {'training' if training else 'inference'}"
     else:
@@ -79,12 +81,16 @@ def explain(
 
 def choose(experts: ExpertSet, plan: Plan, device: torch.device, *, training: bool) -> str:
     """Name the kernel that should take least time."""
-    if device.type == "cpu" and plan.num_rows == 1 and not training:
+    if _is_single(plan, device, training=training):
         return "gathered"  # what it takes to compare would be a tenth of it
     if device.type == "cpu":
         times = expected_microseconds(experts, plan, training=training)
         return min(times, key=times.__getitem__)
     return "dense" if plan.num_pairs > DENSE_SHARE * plan.num_rows * plan.num_experts else "sorted"
+
+
+def _is_single(plan: Plan, device: torch.device, *, training: bool) -> bool:
+    return device.type == "cpu" and plan.num_rows == 1 and not training
 
 
 def expected_microseconds(experts: ExpertSet, plan: Plan, *, training: bool) -> dict[str, float]:

@@ -109,7 +109,8 @@ class CometRouter(SmoothStepRouter):
         gate = moe_gates.comet_gate(
             splits, leaves, gamma=self.gamma, hard=self.hard, split_scale=self.scale, xp=xp
         )
-        return GateOutput(gate.slot_weights, gate.slot_probabilities)
+        slot_weights = self.with_all_decisions(gate.slot_weights, splits)
+        return GateOutput(slot_weights, gate.slot_probabilities)
 
     def explain(self, x: Tensor) -> str:
         """Say what routes such rows, here and now, and why; see `kernel`."""
@@ -133,7 +134,10 @@ class CometRouter(SmoothStepRouter):
         parts = (self.split.weight, self.split.bias, self.leaf.weight, self.leaf.bias)
         nodes = Nodes(*(part.to(rows.dtype) for part in parts))
         walk = (walk_by_numba if kernel == "numba" else walk_by_gather)(rows, nodes, self.k)
-        weights, slot_weights = spread(walk, self.permutation)
+        weights, slot_weights = (
+            self.with_all_decisions(each, *self.split.parameters())
+            for each in spread(walk, self.permutation)
+        )
         # Each tree reaches one leaf: the entropy of a row is that of any other.
         one_hot = rows.new_ones(min(rows.shape[0], 1), self.k, 1)
         leading = x.shape[:-1]

@@ -27,7 +27,7 @@ class DSelectKRouter(SmoothStepRouter):
 
     Rows sum to 1 where `num_experts` is a power of two, else to at most 1: a code may
     stand for no expert. At most `k` experts once the bits of a row are saturated; until then a row
-    can use all of them. When hard, each bit is rounded, and gets no gradient: at most `k`
+    can use all of them. When hard, each bit is rounded, and gets a gradient of 0: at most `k`
     experts, or none where no code stands for one.
 
     Parameters
@@ -108,8 +108,9 @@ class DSelectKRouter(SmoothStepRouter):
 
     def gate(self, x: Tensor) -> GateOutput:
         """Spell each selector's expert."""
+        bits = self.decision_scores(x)
         gate = moe_gates.dselect_k_gate(
-            self.decision_scores(x),
+            bits,
             slot_scores(self.selector, x, self.k)[..., 0],
             num_experts=self.num_experts,
             gamma=self.gamma,
@@ -117,7 +118,7 @@ class DSelectKRouter(SmoothStepRouter):
             bit_scale=self.scale,
             xp=xp,
         )
-        slot_weights = gate.slot_weights
+        slot_weights = self.with_all_decisions(gate.slot_weights, bits)
         if self.static:
             slot_weights = slot_weights.expand(*x.shape[:-1], *slot_weights.shape)
         return GateOutput(slot_weights, gate.slot_probabilities)

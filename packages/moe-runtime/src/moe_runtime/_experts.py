@@ -155,9 +155,11 @@ class Experts(ExpertSet):
     def several(self, blocks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
         """Run experts, each on rows of its own: (R, D) to (R, O) a block."""
         layers = list(zip(self._stacks(), self.steps(), strict=True))
+        # Here, since the fastest library's products are none that autocast knows.
+        dtype = self.computed_in(layers[0][0].weight)
         outputs = []
         for expert, x in blocks:
-            y = x
+            y = x.to(dtype)
             for stack, step in layers:
                 y = step(stack.one(expert, y))
             outputs.append(y)
@@ -165,7 +167,7 @@ class Experts(ExpertSet):
 
     def every(self, x_TD: Tensor) -> Tensor:
         """Run every expert on every row: (T, D) to (E, T, O)."""
-        x = x_TD
+        x = x_TD.to(self.computed_in(x_TD))
         for stack, step in zip(self._stacks(), self.steps(), strict=True):
             x = step(stack.every(x))
         return x

@@ -169,7 +169,8 @@ class MultiGateMixtureOfExperts(PretrainedModule):
     ) -> Explanation:
         """Say which kernel would run for this input, and why, without running an expert.
 
-        Takes what ``forward`` takes. In training mode the choice is that of a training step.
+        Takes what ``forward`` takes. The choice is that of a step that takes gradients in training
+        mode, and of one that takes none in evaluation mode.
         """
         if mask is not None:
             x, router_input = _take(mask, x, router_input)
@@ -189,9 +190,14 @@ class MultiGateMixtureOfExperts(PretrainedModule):
                 f"got {tuple(weights.shape[1:-1])}."
             )
             raise ValueError(msg)
-        if self.threshold:
-            weights = torch.where(weights.abs() > self.threshold, weights, 0)
-        return weights, reduce(operator.add, [routing.penalty for routing in routings])
+        penalty = reduce(operator.add, [routing.penalty for routing in routings])
+        return self.above_threshold(weights), penalty
+
+    def above_threshold(self, weights: Tensor) -> Tensor:
+        """Return weights with 0 for those that the threshold drops."""
+        if not self.threshold:
+            return weights
+        return torch.where(weights.abs() > self.threshold, weights, 0)
 
     def extra_repr(self) -> str:
         """Say what the submodules do not."""

@@ -3,6 +3,7 @@
 Axes: T rows, R rows of a block, O output features.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from moe_runtime._search import (
     RowLoss,
     SearchRows,
     check_search_options,
+    check_searchable,
     router_of,
     search_permutations,
 )
@@ -74,8 +76,9 @@ class PermutationSearch:
     per, method, confirm_share, move_standard_errors, num_standard_errors
         As in `search_permutations`.
     max_share
-        Largest share of the training's work that searches may be. A search that would exceed
-        it waits for another `every` steps. None never waits.
+        About the largest share of the training's work that searches may be. A search that would
+        exceed it waits for another `every` steps; one that does after all ends with what it has
+        found, which is then confirmed. None never waits.
 
     Notes
     -----
@@ -142,6 +145,7 @@ class PermutationSearch:
             msg = f"`model` must contain `mixture`, got a {type(model).__name__} without it."
             raise ValueError(msg)
         check_search_options(per, method, confirm_share, move_standard_errors, num_standard_errors)
+        check_searchable(mixture, range(len(mixture.routers)), per)
         if max_share is not None:
             check_number("max_share", max_share)
             if not 0 < max_share < float("inf"):
@@ -198,7 +202,8 @@ class PermutationSearch:
         self._counters["step"] += 1
         self._counters["trained_rows"] += num_rows
         found = []
-        if self._counters["step"] % self._every == 0 and self._can_afford(self._expected_work()):
+        is_due = self._counters["step"] % self._every == 0
+        if is_due and self._expected_work() <= self._affordable_work():
             found = self._search()
             self._records += found
         self._last_time = time.perf_counter()
@@ -242,10 +247,10 @@ class PermutationSearch:
     def _training_work(self) -> int:
         return TRAINING_PASSES * self._counters["trained_rows"]
 
-    def _can_afford(self, work: int) -> bool:
+    def _affordable_work(self) -> float:
         if self._max_share is None:
-            return True
-        return self._counters["work"] + work <= self._max_share * self._training_work()
+            return math.inf
+        return self._max_share * self._training_work() - self._counters["work"]
 
     def _expected_work(self) -> int:
         """Return the work of the last search, or a guess that takes the first rows."""
@@ -260,7 +265,8 @@ class PermutationSearch:
         before = [router.permutation.cpu().numpy().copy() for router in routers]
         with _undisturbed(self._model):
             rows = self._rows(self._counters["step"])
-            work = _Work()
+            outputs_work = rows.x.shape[0] * self._mixture.experts.num_experts
+            work = _Work(self._affordable_work() - outputs_work)
             results = search_permutations(
                 self._mixture,
                 rows._replace(row_loss=work.counting(rows.row_loss)),
@@ -269,10 +275,9 @@ class PermutationSearch:
                 confirm_share=self._confirm_share,
                 move_standard_errors=self._move_standard_errors,
                 num_standard_errors=self._num_standard_errors,
+                progress=work.check,
             )
-        self._counters["last_work"] = (
-            work.num_passes + rows.x.shape[0] * self._mixture.experts.num_experts
-        )
+        self._counters["last_work"] = work.num_passes + outputs_work
         self._counters["work"] += self._counters["last_work"]
         return [
             _record_of(self._counters["step"], gate, before[gate], result)
@@ -281,10 +286,16 @@ class PermutationSearch:
 
 
 class _Work:
-    """Forward passes that row losses have taken."""
+    """Forward passes that row losses have taken, and may take."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: float) -> None:
         self.num_passes = 0
+        self._budget = budget
+
+    def check(self, _progress: object) -> None:
+        """End a search that has no more passes left."""
+        if self.num_passes >= self._budget:
+            raise StopIteration
 
     def counting(
         self, row_loss: RowLoss | Sequence[RowLoss | None]

@@ -70,7 +70,10 @@ class PretrainedModule(nn.Module):
             return instance  # a copy, which gets its arguments later; or `__init__` will say why
         bound.apply_defaults()
         _self, *arguments = bound.arguments.items()
-        instance.__dict__["_arguments"] = dict(arguments)
+        # A list may change after the module is built.
+        instance.__dict__["_arguments"] = {
+            name: list(value) if isinstance(value, list) else value for name, value in arguments
+        }
         return instance
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -164,8 +167,15 @@ def _current(module: nn.Module, name: str, argument: object) -> object:
         return kept
     if isinstance(kept, nn.ModuleList) and isinstance(argument, (list, tuple, nn.ModuleList)):
         return kept
-    same_kind = type(kept) in SCALARS and (argument is None or type(argument) in SCALARS)
+    same_kind = _is_plain(kept) and (argument is None or _is_plain(argument))
     return kept if same_kind else argument
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a number, text, a penalty, or a list of these."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return type(value) in SCALARS or isinstance(value, WeightedPenalty)
 
 
 def _saved(name: str, value: object, owner: nn.Module) -> Any:  # noqa: ANN401 - JSON

@@ -107,4 +107,5 @@ class RouterSchedule:
             else:
                 check_non_negative(name, value)
             for router in self._routers[name]:
-                setattr(router, name, value)
+                # As a Python number, which a saved router keeps.
+                setattr(router, name, float(value))

@@ -3,7 +3,7 @@
 Axes: T rows, E experts, K slots, R rows of a block, O output features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
@@ -99,7 +99,8 @@ def search_permutations(
     Raises
     ------
     ValueError
-        If an option is out of range, or `rows` do not fit the mixture or are too few.
+        If an option is out of range, `rows` do not fit the mixture or are too few, or `per` does
+        not fit it: gates that share a router, or slots whose sum a threshold cuts.
     TypeError
         If an argument is of another type.
 
@@ -120,9 +121,10 @@ def search_permutations(
     check_type("mixture", mixture, MultiGateMixtureOfExperts, "a mixture")
     check_search_options(per, method, confirm_share, move_standard_errors, num_standard_errors)
     losses = _checked_losses(mixture, rows, per)
+    check_searchable(mixture, losses, per)
     num_searched = _num_searched(mixture, rows.x, confirm_share)
     with torch.autocast(rows.x.device.type, enabled=False):
-        routings = mixture.route(rows.x, rows.router_input)
+        routings = [_answered(mixture, each) for each in mixture.route(rows.x, rows.router_input)]
         outputs_TEO = _every_output(mixture, rows.x)
     problem = _Problem(outputs_TEO, num_searched, losses)
     options = _Options(method, move_standard_errors, num_standard_errors, progress)
@@ -169,6 +171,35 @@ def check_search_options(
         raise ValueError(msg)
     check_number("move_standard_errors", move_standard_errors)
     check_number("num_standard_errors", num_standard_errors)
+
+
+def check_searchable(mixture: MultiGateMixtureOfExperts, gates: Collection[int], per: Per) -> None:
+    """Refuse gates whose permutations cannot be searched apart."""
+    routers = [router_of(mixture, gate) for gate in range(len(mixture.routers))]
+    for gate, router in enumerate(routers):
+        others = [other for other in gates if other != gate and routers[other] is router]
+        if others and per != "mixture":
+            msg = (
+                f"`per` must be 'mixture' where gates share a router, as gates {gate} and "
+                f"{others[0]} do, got {per!r}."
+            )
+            raise ValueError(msg)
+        if mixture.threshold and per == "slot" and gate in gates and router.num_slots > 1:
+            msg = (
+                f"`per` must be 'gate' or 'mixture' with a threshold, which drops sums over slots, "
+                f"got {per!r} for {router.num_slots} slots."
+            )
+            raise ValueError(msg)
+
+
+def _answered(mixture: MultiGateMixtureOfExperts, routing: Routing) -> Routing:
+    """Return a routing with the weights that the mixture answers with."""
+    slot_weights = routing.slot_weights
+    if slot_weights.shape[-2] == 1:
+        slot_weights = mixture.above_threshold(slot_weights)
+    return routing._replace(
+        weights=mixture.above_threshold(routing.weights), slot_weights=slot_weights
+    )
 
 
 def _checked_losses(

@@ -60,6 +60,12 @@ class SmoothStepRouter(Router):
     def decision_scores(self, x: Tensor) -> Tensor:
         """Scores of the splits or bits, shape (..., K, S)."""
 
+    def with_all_decisions(self, weights: Tensor, *decisions: Tensor) -> Tensor:
+        """Give what hard routing rounds a gradient of 0: every parameter has one."""
+        if not self.hard or not any(each.requires_grad for each in decisions):
+            return weights
+        return weights + sum((0 * each).sum() for each in decisions)
+
     def penalty(self, gate: GateOutput, weights: Tensor) -> Tensor:
         """Add the entropy of the slots."""
         total = super().penalty(gate, weights)

@@ -230,7 +230,8 @@ def _optimizer_state(
         if index == "group":
             options[f"optimizer.{name}"] = tensor
         elif index.isdecimal() and int(index) < num_parameters:
-            state.setdefault(int(index), {})[key] = tensor
+            # PyTorch's optimizers would go on in the caller's own tensor.
+            state.setdefault(int(index), {})[key] = tensor.clone()
         else:
             msg = (
                 f"the checkpoint does not fit the optimizer: optimizer.{name} belongs to none of "

@@ -68,10 +68,15 @@ class Watcher:
             raise ValueError(msg)
         # By module: a router that serves several gates is counted once for all of them.
         self._tallies: dict[nn.Module, dict[str, Tensor]] = {}
-        self._hooks = [
-            mixture.register_forward_hook(self._saw_mixture, with_kwargs=True)
-            for mixture in self._mixtures.values()
-        ]
+        # Mixtures whose forward goes on: a router that is asked outside of it is not counted.
+        self._num_running = 0
+        self._hooks = []
+        for mixture in self._mixtures.values():
+            self._hooks += [
+                mixture.register_forward_pre_hook(self._enter),
+                mixture.register_forward_hook(self._saw_mixture, with_kwargs=True),
+                mixture.register_forward_hook(self._leave, always_call=True),
+            ]
         routers = {each for mixture in self._mixtures.values() for each in mixture.routers}
         self._hooks += [router.register_forward_hook(self._saw_router) for router in routers]
 
@@ -93,7 +98,7 @@ class Watcher:
             - ``duplicates_per_row``: selections of an expert that another slot of the row has
               selected too, where there are several slots.
 
-            Numbers are 0 without rows.
+            Without rows all experts are dead, and the other numbers 0.
         """
         numbers: dict[str, float] = {}
         for path, mixture in self._mixtures.items():
@@ -159,6 +164,14 @@ class Watcher:
         return numbers
 
     @untraced
+    def _enter(self, _mixture: nn.Module, _args: tuple[Any, ...]) -> None:
+        self._num_running += 1
+
+    @untraced
+    def _leave(self, _mixture: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
+        self._num_running -= 1
+
+    @untraced
     @torch.no_grad()
     def _saw_mixture(
         self,
@@ -185,7 +198,7 @@ class Watcher:
     @untraced
     @torch.no_grad()
     def _saw_router(self, router: nn.Module, _args: tuple[Any, ...], output: Routing) -> None:
-        if _is_recomputed():
+        if not self._num_running or _is_recomputed():
             return
         assert isinstance(router, Router)
         slots_TKE = output.slot_weights.reshape(-1, *output.slot_weights.shape[-2:])

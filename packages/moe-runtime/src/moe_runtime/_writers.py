@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Self
 
@@ -80,7 +81,7 @@ class CsvWriter:
         self._end = min(replaced, default=self._end)
         self._begins = {each: begin for each, begin in self._begins.items() if each < step}
         self._begins[step] = self._end
-        self._append([step, *(repr(numbers[name]) for name in self._names)])
+        self._append([step, *(_cell(numbers[name]) for name in self._names)])
 
     def _append(self, cells: list[object]) -> None:
         text = io.StringIO()
@@ -93,7 +94,11 @@ class CsvWriter:
         self._end += len(line)
 
     def _read(self) -> None:
-        *lines, _unfinished = self.path.read_bytes().split(b"\n")
+        *lines, unfinished = self.path.read_bytes().split(b"\n")
+        header = f"{STEP},".encode()
+        begun = unfinished.startswith(header) or header.startswith(unfinished)
+        if not lines and not begun:
+            raise self._no_table(1)
         for index, line in enumerate(lines):
             cells = next(csv.reader([line.decode(errors="replace")]), [])
             if index == 0:
@@ -103,14 +108,19 @@ class CsvWriter:
                 fits = len(cells) == 1 + len(self._names or []) and cells[0].isdecimal()
                 fits = fits and int(cells[0]) > max(self._begins, default=-1)
             if not fits:
-                msg = (
-                    f"`path` must be a table of increasing steps, "
-                    f"got line {index + 1} of {self.path}."
-                )
-                raise ValueError(msg)
+                raise self._no_table(index + 1)
             if index:
                 self._begins[int(cells[0])] = self._end
             self._end += len(line) + 1
+
+    def _no_table(self, line: int) -> ValueError:
+        msg = f"`path` must be a table of increasing steps, got line {line} of {self.path}."
+        return ValueError(msg)
+
+
+def _cell(number: float) -> str:
+    """Write a number as it is read back exactly, NumPy's own as well."""
+    return repr(int(number) if isinstance(number, Integral) else float(number))
 
 
 class TensorBoardWriter:
