@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_localsearch import StopReason, anneal, descend_by_swaps, exhaustive, search
+from moe_localsearch import StopReason, _anneal, anneal, descend_by_swaps, exhaustive, search
+from moe_localsearch.testing import planted_problem
 
 
 def test_both_find_better_optima_than_one_descent(
@@ -38,6 +39,56 @@ def test_a_seed_repeats_and_another_takes_another_way(
         np.testing.assert_array_equal(first.permutation, again.permutation)
         assert first.num_evaluations == again.num_evaluations
         assert first.num_evaluations != other.num_evaluations
+
+
+def test_the_walk_knows_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[Any] = []
+
+    class Kept(_anneal._Walk):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            walks.append(self)
+
+    monkeypatch.setattr(_anneal, "_Walk", Kept)
+    # So many rows that a step gives up after a part of them.
+    problem = planted_problem(num_rows=6000, size=8, num_nonzero=2, head="cross_entropy", seed=1)
+    anneal(problem.objective, num_steps=300)
+    (walk,) = walks
+    (cost,) = problem.objective(walk._current[None])
+    assert walk._cost == pytest.approx(cost, rel=1e-9)
+
+
+def test_an_infinite_start_is_left_before_the_walk() -> None:
+    rng = np.random.default_rng(0)
+    distances, flows = rng.random((10, 10)), rng.random((10, 10))
+
+    class Blocked:
+        """Quadratic assignment whose start alone is impossible."""
+
+        size = 10
+
+        def __call__(self, permutations: Any) -> Any:
+            costs = [(distances * flows[np.ix_(each, each)]).sum() for each in permutations]
+            return np.where((permutations == range(10)).all(1), np.inf, costs)
+
+    seen: list[float] = []
+    result = anneal(Blocked(), progress=lambda progress: seen.append(progress.cost))
+    assert result.cost_after < descend_by_swaps(Blocked()).cost_after
+    assert np.isfinite(seen[100])
+
+
+def test_restarts_begin_where_no_swap_helps() -> None:
+    problem = planted_problem(num_rows=60, size=8, num_nonzero=4, noise=2.0, seed=1)
+    costs: list[float] = []
+    result = search(
+        problem.objective,
+        method="replace_and_assign",
+        num_restarts=1,
+        progress=lambda progress: costs.append(progress.cost),
+    )
+    again = descend_by_swaps(problem.objective, result.permutation)
+    np.testing.assert_array_equal(again.permutation, result.permutation)
+    assert costs == sorted(costs, reverse=True)  # of the best so far
 
 
 def test_a_result_of_annealing_is_a_local_optimum(

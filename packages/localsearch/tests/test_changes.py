@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_localsearch import RelabelingObjective, SupportsChanges, _relabeling, descend_by_swaps
+from moe_localsearch import (
+    Method,
+    RelabelingObjective,
+    SupportsChanges,
+    _relabeling,
+    descend_by_swaps,
+    search,
+)
 from moe_localsearch._moves import replacements, swaps, three_cycles
 from moe_localsearch.testing import PlantedProblem, planted_problem
 
@@ -173,6 +180,33 @@ class TestMoveStandardErrors:
         gains = objective.row_costs(range(8)) - objective.row_costs(result.permutation)
         assert gains.mean() > 2 * gains.std(ddof=1) / 20 > 0
         assert result.standard_error == pytest.approx(gains.std(ddof=1) / 20)
+
+    def test_a_sure_gain_is_found_behind_a_larger_one_that_is_not(self) -> None:
+        noise = np.random.default_rng(0).normal(size=200)
+        noise -= noise.mean()
+
+        class Rows:
+            """An objective that tells its rows apart, but knows nothing of changes."""
+
+            size = 4
+
+            def row_costs(self, permutation: Any) -> Any:
+                unsure = permutation[0] == 1 and permutation[1] == 0
+                sure = permutation[2] == 3 and permutation[3] == 2
+                return unsure * (-0.2 + 20 * noise) - 0.1 * sure
+
+            def __call__(self, permutations: Any) -> Any:
+                return np.array([self.row_costs(each).mean() for each in permutations])
+
+        result = descend_by_swaps(Rows(), move_standard_errors=2.0)
+        np.testing.assert_array_equal(result.permutation, [0, 1, 3, 2])
+
+    @pytest.mark.parametrize("method", ["exhaustive", "descend_by_swaps", "anneal"])
+    def test_every_method_asks_for_it(self, method: Method) -> None:
+        problem = planted_problem(num_rows=50, size=5, num_nonzero=2, noise=3.0, seed=0)
+        for errors, moves in ((0.0, True), (50.0, False)):
+            result = search(problem.objective, method=method, move_standard_errors=errors)
+            assert np.array_equal(result.permutation, range(5)) != moves
 
     def test_it_needs_rows(self, quadratic_assignment: Any) -> None:
         objective = quadratic_assignment(4, seed=0)

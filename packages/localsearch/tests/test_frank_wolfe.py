@@ -1,5 +1,6 @@
 """Between permutations: the relaxed cost, its gradient, and what follows from them."""
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -101,6 +102,28 @@ def test_gradients_that_are_not_finite_end_it(bad: float) -> None:
     both = search(objective)
     assert both.cost_after < both.cost_before  # the swaps still run
     assert both.stop_reason is StopReason.NON_FINITE_COST
+
+
+def test_an_infinite_cost_at_a_permutation_does_not_end_the_way_there() -> None:
+    probabilities = np.random.default_rng(3).uniform(size=(60, 5, 1))
+    probabilities[:, 2] = 0.0  # alone it is impossible; in a mixture it is not
+
+    def loss(mixed: Any, _rows: Any) -> Any:
+        with np.errstate(divide="ignore"):
+            return -np.log(mixed[:, 0])
+
+    objective = RelabelingObjective(
+        np.eye(5)[np.random.default_rng(4).integers(5, size=60)],
+        probabilities,
+        loss,
+        row_gradient=lambda mixed, _rows: -1 / mixed,
+    )
+    asked: list[Any] = []
+    relaxed_cost = objective.relaxed_cost
+    objective.relaxed_cost = lambda matrix: (asked.append(matrix), relaxed_cost(matrix))[1]  # type: ignore[method-assign,func-returns-value]
+    frank_wolfe(objective)
+    assert len(asked) > 2
+    assert all(not np.array_equal(*pair) for pair in pairwise(asked))
 
 
 def test_a_concave_relaxation_is_followed_to_a_permutation() -> None:

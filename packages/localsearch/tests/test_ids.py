@@ -83,7 +83,11 @@ def pessimistic_costs(ids: Any, row_costs: Any, table: Any, num_standard_errors:
         of_ids = [change[ids == each] for each in range(num_ids)]
         within = [float(np.sum((part - part.mean()) ** 2)) if len(part) else 0 for part in of_ids]
         freedom = [max(0, len(part) - 1) for part in of_ids]
-        pooled = sum(within) / sum(freedom) if sum(freedom) else change.var()
+        moves = np.flatnonzero(table != expert)  # the changes of the others are 0 by definition
+        degrees = sum(freedom[each] for each in moves)
+        moved = change[np.isin(ids, moves)]
+        noise_of_all = moved.var() if len(moved) else 0.0
+        pooled = sum(within[each] for each in moves) / degrees if degrees else noise_of_all
         for each, part in enumerate(of_ids):
             # Two rows of all ids beside its own.
             variance = (within[each] + 2 * pooled) / (freedom[each] + 2)
@@ -175,6 +179,19 @@ def test_an_expert_that_has_diverged_does_not_freeze_the_others(large: float) ->
     assert result.cost_after == pytest.approx(alone.cost_after)
 
 
+def test_ids_without_rows_stay_where_prices_are_high() -> None:
+    # Everybody wants expert 0, which has places for three: its price is a hundred thousand costs.
+    num_ids = 100_000
+    table, ids = 1 + np.arange(num_ids) % 7, np.repeat(np.arange(40), 5)
+    row_costs = np.ones((len(ids), 8))
+    row_costs[:, 0] = 0.0
+    row_costs += np.random.default_rng(0).random(row_costs.shape) * 0.01
+    capacity = np.full(8, num_ids)
+    capacity[0] = 3
+    result = assign_ids(ids, row_costs, table=table, capacity=capacity)
+    np.testing.assert_array_equal(result.table[40:], table[40:])
+
+
 class TestNoise:
     def draw(self, seed: int) -> tuple[Any, Any, Any]:
         """Many rare ids of noise alone; ids 0 to 3 are frequent, and expert 1 suits them."""
@@ -194,6 +211,24 @@ class TestNoise:
             assert np.mean(eager.table[4:] != start[4:]) > 0.5
             assert np.mean(careful.table[4:] != start[4:]) < 0.15
             np.testing.assert_array_equal(careful.table[:4], 1)
+
+    @pytest.mark.parametrize("share", [0.5, 0.05])
+    def test_ids_that_are_there_already_say_nothing_of_it(self, share: float) -> None:
+        # Noise alone: a change exceeds two of its standard errors by chance in 2.3 of 100 ids,
+        # and somewhat more often as their variance is estimated.
+        rng = np.random.default_rng(0)
+        table = (rng.random(4000) >= share).astype(np.int64)
+        ids = np.repeat(np.arange(4000), 2)
+        result = assign_ids(
+            ids,
+            rng.normal(size=(len(ids), 2)),
+            table=table,
+            capacity=4000,
+            move_standard_errors=2.0,
+        )
+        moved = result.table != table
+        assert np.mean(moved[table == 0]) < 0.06
+        assert np.mean(moved[table == 1]) < 0.06
 
     def test_the_more_errors_are_asked_the_fewer_ids_move(self) -> None:
         ids, row_costs, start = self.draw(0)

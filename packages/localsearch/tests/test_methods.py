@@ -205,6 +205,34 @@ def test_one_position_has_one_permutation(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_objective_is_never_asked_about_nothing(size: int, method: Method) -> None:
+    class Stacked:
+        def __init__(self) -> None:
+            self.size = size
+
+        def __call__(self, permutations: Any) -> Any:
+            return np.stack([np.abs(each - np.arange(size)).sum() for each in permutations])
+
+    if method != "replace_and_assign":
+        np.testing.assert_array_equal(search(Stacked(), method=method).permutation, range(size))
+
+
+@pytest.mark.parametrize("large", [1e6, 1e12])
+def test_an_expert_that_nobody_uses_and_that_diverged_freezes_nothing(large: float) -> None:
+    outputs = np.zeros((3, 3, 1))
+    outputs[:, :, 0] = [0.0, 1.0, large]
+    weights = np.array([[1.0, 0, 0], [0, 1.0, 0], [1.0, 0, 0]])  # none for the third position
+    targets = np.array([[1.0], [0.0], [1.0]])
+    objective = RelabelingObjective(
+        weights, outputs, lambda mixed, rows: ((mixed - targets[rows]) ** 2).sum(1)
+    )
+    result = search(objective)
+    assert result.stop_reason is StopReason.OPTIMUM
+    np.testing.assert_array_equal(result.permutation, [1, 0, 2])
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_ties_keep_the_start_and_runs_repeat(method: Method) -> None:
     outputs = np.ones((4, 5, 1))  # equal experts: every permutation costs the same
     weights = np.random.default_rng(0).uniform(size=(4, 5))
@@ -296,6 +324,28 @@ class TestNumericalTrouble:
     def test_an_infinite_start_may_be_left(self, table_objective: Callable[..., Any]) -> None:
         result = descend_by_swaps(table_objective(2, [np.inf, 1.0]))
         np.testing.assert_array_equal(result.permutation, [1, 0])
+
+    def test_replacements_leave_an_infinite_start(self) -> None:
+        class Blocked:
+            size = 2
+
+            def __call__(self, permutations: Any) -> Any:
+                return np.where(permutations[:, 0] == 0, np.inf, 1.0)
+
+            def replacement_costs(self, permutation: Any) -> Any:
+                return np.ones((2, 2)) if permutation[0] else np.array([[np.inf, 1.0], [1.0, 1.0]])
+
+        for found in (search(Blocked()), replace_and_assign(Blocked())):
+            np.testing.assert_array_equal(found.permutation, [1, 0])
+
+    def test_swaps_leave_an_infinite_start_of_paired_rows(self) -> None:
+        def loss(mixed: Any, _rows: Any) -> Any:
+            with np.errstate(divide="ignore"):
+                return -np.log(mixed[:, 0])
+
+        outputs = np.broadcast_to(np.array([0.0, 1.0, 0.5])[:, None], (2, 3, 1))
+        objective = RelabelingObjective(np.eye(3)[[0, 1]], outputs, loss)
+        assert descend_by_swaps(objective).cost_after < np.inf
 
 
 class TestBadArguments:

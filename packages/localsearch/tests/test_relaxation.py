@@ -94,6 +94,15 @@ def test_noise_is_added_to_the_log_weights() -> None:
     assert with_noise.marginal_error.shape == (3,)
 
 
+def test_the_matrix_has_the_dtype_of_the_weights_whatever_else_is_given() -> None:
+    weights, noise = np.zeros((3, 3), np.float32), np.random.default_rng(0).gumbel(size=(3, 3))
+    settings: Any = {"temperature": np.float64(0.5), "num_iterations": np.int64(3)}
+    result = sinkhorn(weights, **settings, noise=noise)
+    assert result.matrix.dtype == result.marginal_error.dtype == np.float32
+    with pytest.raises(TypeError, match="`noise` must have a real floating dtype"):
+        sinkhorn(weights, **settings, noise=np.ones((3, 3), dtype=np.int64))
+
+
 def test_forbidden_entries_stay_zero_and_a_forbidden_row_is_not_nan() -> None:
     log_weights = np.zeros((3, 3))
     log_weights[0, 1:] = -np.inf

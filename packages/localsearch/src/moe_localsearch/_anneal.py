@@ -106,6 +106,11 @@ def anneal_outcome(
         return Outcome(start, cost, StopReason.NON_FINITE_COST)
     if len(start) < 2:
         return Outcome(start, cost, StopReason.LOCAL_OPTIMUM)
+    if cost == np.inf:  # there is no walk: what a swap changes is infinite, too
+        out = swap_outcome(questions, start, cost, max_rounds=1)
+        if not out.cost < np.inf or out.stop_reason is StopReason.STOPPED:
+            return out
+        start, cost = out.permutation, out.cost
     rng = np.random.default_rng(seed)
     walk, stop_reason = _Walk(questions, start, cost), StopReason.MAX_ROUNDS
     try:
@@ -142,7 +147,10 @@ class _Walk:
     def step(self, pair: IntArray, limit: float) -> None:
         """Swap if that costs at most `limit` more."""
         candidate = exchanged(self._current, pair[None])
-        (change,) = self._questions.nearby_changes(self._current, self._cost, [candidate]).mean
+        changes = self._questions.nearby_changes(self._current, self._cost, [candidate])
+        if changes.mean[0] <= limit and not changes.exact[0]:  # so far: it may be worse in the end
+            changes = self._questions.changes(self._current, candidate, give_up_at=np.inf)
+        (change,) = changes.mean
         if not -np.inf < change <= limit:
             return
         self._current, self._cost = candidate[0], self._cost + float(change)

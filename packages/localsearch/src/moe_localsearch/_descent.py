@@ -35,7 +35,7 @@ def descend(
         return Outcome(start, cost, StopReason.NON_FINITE_COST)
     current = start
     for _ in range(max_rounds):
-        questions.best_cost = cost
+        questions.best_cost = float(np.fmin(questions.best_cost, cost))
         try:
             candidates, saw_trouble = propose(current, cost)
             costs = questions.costs(candidates) if len(candidates) else np.empty(0)

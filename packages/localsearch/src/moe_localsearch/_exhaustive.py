@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moe_localsearch._checks import IntArray, starting_permutation
-from moe_localsearch._descent import improves
+from moe_localsearch._descent import improves, is_significant
 from moe_localsearch._objective import Objective
 from moe_localsearch._progress import ProgressCallback, SearchStopped
 from moe_localsearch._questions import Questions
@@ -83,7 +83,7 @@ def exhaustive_outcome(questions: Questions, start: IntArray, cost: float) -> Ou
     """Return the best of all permutations, or `start` where none is better."""
     if np.isnan(cost):
         return Outcome(start, cost, StopReason.NON_FINITE_COST)
-    best, saw_trouble = start, not cost > -np.inf
+    best, cost_before, saw_trouble = start, cost, not cost > -np.inf
     for batch in _all_permutations(questions.size):
         try:
             costs = questions.costs(batch)
@@ -95,6 +95,8 @@ def exhaustive_outcome(questions: Questions, start: IntArray, cost: float) -> Ou
         if improves(costs[lowest], cost):
             best, cost = batch[lowest], float(costs[lowest])
             questions.best_cost = cost
+    if not is_significant(questions, start, best):
+        best, cost = start, cost_before
     return Outcome(best, cost, StopReason.NON_FINITE_COST if saw_trouble else StopReason.OPTIMUM)
 
 

@@ -121,7 +121,9 @@ def _follow(questions: Questions, best: Incumbent, max_rounds: int) -> StopReaso
 
 def _step(cost: float, slope: float, cost_at_end: float) -> float:
     """Minimise over [0, 1] the parabola with this value and slope at 0 and value at 1."""
+    if not np.isfinite(cost_at_end):  # no parabola; to stay would be to ask the same again
+        return 0.5
     curvature = cost_at_end - cost - slope
-    if not curvature > 0:  # not convex, or NaN: the whole step or none
+    if not curvature > 0:  # not convex: the whole step or none
         return 1.0 if cost_at_end < cost else 0.0
     return min(1.0, -slope / (2 * curvature))

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moe_localsearch._capacity import assign_with_capacity, check_capacity
-from moe_localsearch._changes import standard_error_of
+from moe_localsearch._changes import BoolArray, standard_error_of
 from moe_localsearch._checks import (
     FloatArray,
     IntArray,
@@ -178,7 +178,7 @@ def _changes(
         change = row_costs[:, expert] - current
         sums[:, expert] = np.bincount(ids, change, minlength=num_ids)
         if num_standard_errors > 0:
-            variance = _variances(ids, change, count, sums[:, expert])
+            variance = _variances(ids, change, count, sums[:, expert], table != expert)
             sums[:, expert] += num_standard_errors * np.sqrt(count * variance)
     of_ids = np.bincount(ids, np.abs(current), minlength=num_ids)
     # An id without costs prefers to stay as much as others do, or by any amount if none has.
@@ -189,14 +189,22 @@ def _changes(
 
 
 def _variances(
-    ids: IntArray, changes: FloatArray, count: FloatArray, sums: FloatArray
+    ids: IntArray, changes: FloatArray, count: FloatArray, sums: FloatArray, moves: BoolArray
 ) -> FloatArray:
-    """Return the variance of the changes of each id's rows, shape (N,), shrunk to that of all."""
+    """Return the variance of the changes of each id's rows, shape (N,), shrunk to that of all.
+
+    `moves`, shape (N,), marks the ids that have another expert: the changes of the others are 0,
+    and say nothing of the noise.
+    """
     squares = np.bincount(ids, changes**2, minlength=len(count)).astype(np.float64)
     within = np.maximum(squares - sums**2 / np.maximum(count, 1), 0)
     freedom = np.maximum(count - 1, 0)
     # Where every id has a single row, the differences between ids are all there is to go by.
-    pooled = within.sum() / freedom.sum() if freedom.any() else changes.var()
+    if freedom[moves].any():
+        pooled = within[moves].sum() / freedom[moves].sum()
+    else:
+        moved = changes[moves[ids]]
+        pooled = moved.var() if len(moved) else 0.0
     variance: FloatArray = (within + PRIOR_ROWS * pooled) / (freedom + PRIOR_ROWS)
     return variance
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moe_localsearch._answers import checked, row_costs_of
-from moe_localsearch._changes import Changes, difference, joined, without_rows
+from moe_localsearch._changes import Changes, ChangeSums, difference, joined, without_rows
 from moe_localsearch._checks import (
     FloatArray,
     IntArray,
@@ -113,7 +113,7 @@ class Questions:
 
     def swap_changes(self, permutation: IntArray, cost: float) -> Changes:
         """Return the changes of all swaps, in the order of ``np.triu_indices(n, 1)``."""
-        knows_changes = isinstance(self.objective, SupportsChanges)
+        knows_changes = isinstance(self.objective, SupportsChanges) or self.move_standard_errors
         if knows_changes or not isinstance(self.objective, SupportsSwapCosts):
             return self.nearby_changes(permutation, cost, swaps(permutation))
         n = self.size
@@ -127,9 +127,28 @@ class Questions:
         self, permutation: IntArray, cost: float, parts: Iterable[IntArray]
     ) -> Changes:
         """Return the changes of permutations, in parts (B, n), that differ in a few positions."""
-        if isinstance(self.objective, SupportsChanges):
+        # From an infinite cost there are no paired differences.
+        if isinstance(self.objective, SupportsChanges) and cost < np.inf:
             return joined(self.changes(permutation, part, give_up_at=GIVE_UP_AT) for part in parts)
+        if self.move_standard_errors and cost < np.inf:
+            return joined(self._changes_of_rows(permutation, part) for part in parts)
         return joined(without_rows(difference(self.costs(part), cost)) for part in parts)
+
+    def _changes_of_rows(self, permutation: IntArray, candidates: IntArray) -> Changes:
+        """Return the changes of an objective that knows no more than its row costs."""
+        self._about_to_ask()
+        self.num_evaluations += len(candidates)
+        before = self.row_costs(permutation)
+        assert before is not None, "the constructor asks for row_costs"
+        sums = ChangeSums(len(candidates))
+        sums.num_rows += len(before)
+        for number, candidate in enumerate(candidates):
+            after = self.row_costs(candidate)
+            assert after is not None
+            with np.errstate(invalid="ignore"):
+                sums.add(np.full(len(before), number), after - before)
+        mean, standard_error = sums.changes()
+        return Changes(mean, standard_error, np.ones(len(candidates), dtype=bool))
 
     def changes(self, permutation: IntArray, candidates: IntArray, *, give_up_at: float) -> Changes:
         """Ask an objective that offers `changes`."""

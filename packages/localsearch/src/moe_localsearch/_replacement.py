@@ -18,7 +18,7 @@ from moe_localsearch._run import run
 
 ASSIGN = "assign"
 REPLACEMENT = "replace_and_assign"
-# Share of the largest cost below which a gain is rounding: a position then stays as it is.
+# Share of the cost and of a change below which a gain is rounding: a position stays as it is.
 TIE = 1e-12
 
 
@@ -109,8 +109,9 @@ def _propose_assignment(questions: Questions, current: IntArray, cost: float) ->
     worse = pessimistic(changes, questions.move_standard_errors)
     if not np.isfinite(worse).all():
         return Proposal(nothing, saw_trouble=True)
-    # A position that no row gives weight to costs the same anywhere: it must not wander.
-    bias = TIE * (abs(cost) + np.abs(worse).max(initial=0.0))
+    # A position that no row gives weight to costs the same anywhere: it must not wander. What
+    # is rounding is each replacement's own matter: one that is bad beyond measure is no other's.
+    bias = TIE * (np.abs(worse) + (abs(cost) if np.isfinite(cost) else 0.0))
     costs = np.zeros((len(current), len(current)))
     costs[other_entries(current)] = worse + bias
     found = assign(costs)

@@ -30,12 +30,13 @@ def checked_settings(settings: Any) -> RelaxationSettings:  # noqa: ANN401  not 
         msg = f"`schedule` must return RelaxationSettings, got {settings!r}."
         raise TypeError(msg)
     temperature, num_iterations = settings
-    check_count("num_iterations", num_iterations, minimum=1)
+    num_iterations = check_count("num_iterations", num_iterations, minimum=1)
     check_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         msg = f"`temperature` must be finite and > 0, got {temperature}."
         raise ValueError(msg)
-    return RelaxationSettings(temperature, num_iterations)
+    # Python's own number: NumPy's would widen float32 weights.
+    return RelaxationSettings(float(temperature), num_iterations)
 
 
 def paper_schedule(step: int, num_steps: int) -> RelaxationSettings:

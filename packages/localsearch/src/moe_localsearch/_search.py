@@ -88,8 +88,9 @@ def search(
     SearchResult
         Never worse than `start` on the search rows. What the search has moved falls into
         cycles of positions; those whose gain `confirm` does not confirm are undone, one after
-        the other (`StopReason.PARTLY_CONFIRMED`). Where the rest is not confirmed either, it is
-        `start` itself (`StopReason.NOT_CONFIRMED`).
+        the other (`StopReason.PARTLY_CONFIRMED`), unless none is confirmed alone, but all are
+        together. Where the rest is not confirmed either, it is `start` itself
+        (`StopReason.NOT_CONFIRMED`).
 
     Raises
     ------
@@ -122,6 +123,8 @@ def search(
         _check_confirm(confirm, questions.size)
     phases = _PHASES[method](objective, seed)
     if num_restarts:
+        if phases[-1][0] != SWAPS:  # what is shuffled is one that swaps do not improve
+            phases = [*phases, (SWAPS, swap_outcome)]
         restarts = partial(restart_outcome, num_restarts=num_restarts, seed=seed)
         phases = [*phases, (RESTARTS, restarts)]
     result = run(questions, first, phases)

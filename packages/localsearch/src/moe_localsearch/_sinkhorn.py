@@ -86,13 +86,18 @@ def sinkhorn(
     arrays = {"log_weights": log_weights} | ({} if noise is None else {"noise": noise})
     xp = resolve(xp, **arrays)
     check_matrices("log_weights", log_weights, xp)
-    checked_settings(RelaxationSettings(temperature, num_iterations))
+    temperature, num_iterations = checked_settings(RelaxationSettings(temperature, num_iterations))
     if noise is not None and tuple(noise.shape) != tuple(log_weights.shape):
         allowed, got = tuple(log_weights.shape), tuple(noise.shape)
         msg = f"`noise` must have the shape of `log_weights`, {allowed}, got {got}."
         raise ValueError(msg)
+    if noise is not None:
+        check_matrices("noise", noise, xp)
 
-    log_matrix = (log_weights if noise is None else log_weights + noise) / temperature
+    log_matrix = log_weights
+    if noise is not None:
+        log_matrix = log_weights + xp.astype(noise, log_weights.dtype)
+    log_matrix = log_matrix / temperature
     for _ in range(num_iterations):
         log_matrix = log_matrix - _log_sum_exp(log_matrix, axis=-1, xp=xp)
         log_matrix = log_matrix - _log_sum_exp(log_matrix, axis=-2, xp=xp)

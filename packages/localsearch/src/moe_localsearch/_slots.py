@@ -220,7 +220,7 @@ class _Descent:
         progress: ProgressCallback | None,
     ) -> None:
         self._problem = problem
-        self._start = self._current = start.copy()
+        self._current = start.copy()
         self._method = method
         self._move_standard_errors = move_standard_errors
         self._progress = progress

@@ -127,6 +127,8 @@ def _gaining_cycles(
 ) -> IntArray:
     """Return the best rotation of three positions, if one is a gain, shape (0 or 1, n)."""
     triples = _cheapest_triples(swap_changes, len(current))
+    if not len(triples):
+        return current[None][:0]
     candidates = three_cycles(current, triples)
     changes = questions.nearby_changes(current, cost, [candidates])
     gains = np.flatnonzero(are_gains(changes, questions.move_standard_errors))

@@ -33,7 +33,8 @@ def solve_transport(costs: FloatArray, places: IntArray) -> tuple[IntArray, Floa
         some = np.sort(order[:size])
         flow = _Flow(costs[some], -(-places * size // max(1, num_rows)), prices)
         flow.relieve_all()
-        prices = flow.prices
+        # Prices only fall, and are no more than differences: large ones would hide what is a tie.
+        prices = flow.prices - flow.prices.min()
     return flow.columns, prices
 
 
