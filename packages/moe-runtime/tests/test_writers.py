@@ -31,8 +31,12 @@ def test_numbers_come_back_exactly(tmp_path: Path) -> None:
 
 
 def test_numbers_of_numpy_come_back_exactly_too(tmp_path: Path) -> None:
-    numbers = {"a": np.float64(1 / 3), "b": np.float32(0.1), "c": np.int64(2**60 + 1)}
-    CsvWriter(tmp_path / "a.csv").write(0, numbers)  # type: ignore[arg-type]
+    numbers: dict[str, Any] = {
+        "a": np.float64(1 / 3),
+        "b": np.float32(0.1),
+        "c": np.int64(2**60 + 1),
+    }
+    CsvWriter(tmp_path / "a.csv").write(0, numbers)
     (line,) = (tmp_path / "a.csv").read_text().splitlines()[1:]
     _, *cells = line.split(",")
     assert [type(each)(cell) for each, cell in zip(numbers.values(), cells, strict=True)] == list(

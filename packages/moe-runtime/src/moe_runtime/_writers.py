@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from moe_runtime._checks import check_number, check_positive, check_type
 from moe_runtime._requirements import require
@@ -118,7 +118,7 @@ class CsvWriter:
         return ValueError(msg)
 
 
-def _cell(number: float) -> str:
+def _cell(number: Any) -> str:  # noqa: ANN401 - a number of Python's or NumPy's
     """Write a number as it is read back exactly, NumPy's own as well."""
     return repr(int(number) if isinstance(number, Integral) else float(number))
 
