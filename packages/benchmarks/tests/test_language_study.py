@@ -1,6 +1,7 @@
 """`moe-bench distil`: a dense model, sparse ones made from it, and a report."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from _language import require_transformers, write_glue, write_model
 from _tiny import Run
+from safetensors.torch import load_file, save_file
 
 from moe_benchmarks._language import _batches, _dense, _study, _trainer
 from moe_benchmarks._language._batches import EncodedRows
@@ -20,6 +22,7 @@ from moe_benchmarks._language._students import STUDENTS
 from moe_benchmarks._language._study import Cell, LanguageStudy
 from moe_benchmarks._language._summary import estimate, kept_share, paired_difference
 from moe_benchmarks._language._trainer import fine_tuned_by_trainer
+from moe_benchmarks._language._training import scores_of, token_batches
 
 OPTIONS = (
     "--epochs=8", "--learning-rate=0.005", "--distil-epochs=2", "--batch-size=8", "--seeds=2",
@@ -72,6 +75,8 @@ def test_every_router_has_a_row_for_each_seed(finished: Path) -> None:
         assert len(row["losses"]) == 2
         searched = row["variant"] == "comet+"
         assert [each["epoch"] for each in row["searches"]] == ([0, 0, 1, 1] if searched else [])
+        for each in row["searches"]:
+            assert each["gain"] == pytest.approx(each["cost_before"] - each["cost_after"])
     hashed = [row["routing"]["hard"]["load"] for row in rows if row["variant"] == "hash"]
     assert hashed[0] != hashed[1], "each seed has its table"
     assert hashed[0][0] != hashed[0][1], "and each layer"
@@ -98,18 +103,20 @@ def test_interrupted_runs_end_with_the_same_numbers(
     def interrupted(function: Any, stops: set[int]) -> Any:
         def call(*given: Any, **options: Any) -> Any:
             calls.append(function)
-            if len(calls) in stops:
+            if calls.count(function) in stops:
                 raise KeyboardInterrupt
             return function(*given, **options)
 
         return call
 
     monkeypatch.setattr(_study, "fine_tuned", interrupted(fine_tuned, {1}))
-    monkeypatch.setattr(_study, "distil", interrupted(distil, {4, 10}))
+    monkeypatch.setattr(_study, "distil", interrupted(distil, {2, 5}))
+    # What had all of its epochs only has to be scored.
+    monkeypatch.setattr(_study, "scores_of", interrupted(scores_of, {1, 3}))
     ends = []
     while (done := moe_bench(*arguments)).returncode == 130:
         ends.append(done.stdout)
-    assert len(ends) == 3
+    assert len(ends) == 5
     assert "The same command continues it." in ends[0]
     assert numbers(rows_of(tmp_path / "out")) == numbers(rows_of(finished)[: 1 + len(STUDENTS)])
 
@@ -219,6 +226,10 @@ def test_trainer_and_these_steps_make_the_same_model(
         torch.nn.utils.parameters_to_vector(each.parameters())
         for each in (without_dropout(model, settings, seed=0), ours, theirs)
     )
+    batch = study.train_rows.batch(list(range(8)))
+    with torch.no_grad():
+        states = theirs.eval()(**batch, output_hidden_states=True).hidden_states
+    assert all(state.dtype is torch.float32 for state in states), "it is scored like ours"
     # Parts are rounded otherwise; of bfloat16 against float32 this is 0.03.
     bound = {"float32": 1e-3, "bfloat16": 1e-2}[precision]
     assert (found - wanted).norm() < bound * (wanted - first).norm()
@@ -238,6 +249,49 @@ def test_another_study_in_the_folder_is_refused(
     done = moe_bench("distil", "CoLA", *given, f"--out={finished}", *OPTIONS, "--gamma=3")
     assert done.returncode == 2
     assert "holds a study with other settings" in done.stderr
+
+
+def test_another_pretrained_model_is_refused_and_a_copy_is_not(
+    finished: Path, given: tuple[str, str], moe_bench: Run, tmp_path: Path
+) -> None:
+    model, data = given
+    copied = shutil.copytree(model.split("=", 1)[1], tmp_path / "copy")
+    arguments = ("distil", "CoLA", f"--model={copied}", data, f"--out={finished}", *OPTIONS)
+    assert moe_bench(*arguments).returncode == 0
+    weights = load_file(copied / "model.safetensors")
+    next(iter(weights.values())).add_(1.0)
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    done = moe_bench(*arguments)
+    assert done.returncode == 2
+    assert "holds a study with other settings" in done.stderr
+
+
+def test_a_dense_model_that_is_gone_is_trained_before_those_that_begin_with_it(
+    finished: Path, given: tuple[str, str], tmp_path: Path
+) -> None:
+    model, data = (argument.split("=", 1)[1] for argument in given)
+    for name in ("settings.json", "rows.jsonl"):
+        shutil.copy(finished / name, tmp_path)
+    settings = LanguageSettings(**rows_of(finished)[0]["settings"])
+    study = LanguageStudy(settings, model, tmp_path, Path(data))
+    done, new = Cell(0, "hash"), Cell(1, "dense-trainer")
+    assert study.missing([done, new]) == [new], "it begins with no other"
+    rows = rows_of(finished)[:-1]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    last = Cell(rows_of(finished)[-1]["seed"], rows_of(finished)[-1]["variant"])
+    assert study.missing([done, last]) == [Cell(1, "dense"), last]
+
+
+def test_the_tokens_that_confirm_a_search_are_like_those_that_are_searched(
+    given: tuple[str, str], tmp_path: Path
+) -> None:
+    model, data = (argument.split("=", 1)[1] for argument in given)
+    study = LanguageStudy(LanguageSettings("CoLA"), model, tmp_path, Path(data))
+    batches = list(token_batches(study.train_rows, 10_000, seed=0, epoch=0))
+    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches]).double()
+    assert sorted(lengths.tolist()) == sorted(study.train_rows.lengths.tolist())
+    place = torch.arange(len(lengths)).double()
+    assert abs(torch.corrcoef(torch.stack([lengths, place]))[0, 1]) < 0.2
 
 
 def test_held_out_rows_are_training_rows_that_are_not_trained_on(
@@ -287,7 +341,9 @@ def test_the_finding_says_who_is_ahead_and_who_is_not_told_apart() -> None:
     text = finding(rows)
     assert "COMET+ is ahead of Hash by +9.9 [+9.7, +10.1] points." in text
     assert "COMET+ and Top-k are not told apart by 3 seeds: +0.0 [-24.8, +24.8] points." in text
-    assert "with 25% of its feed-forward width a token: 88.9%" in text
+    assert "with 25% of its feed-forward width a token: 88.9% (3 seeds)." in text
+    # COMET+ alone has the seed that went best.
+    assert "88.9% (3 seeds)." in finding([*rows, row("dense", 3, 0.1), row("comet+", 3, 0.8)])
     assert finding(rows[:3]) == "Only the dense model was trained yet."
     html, _ = render_language([*rows, *(each | {"task": "RTE"} for each in rows)])
     assert html.count("<svg") == 2

@@ -87,7 +87,11 @@ def distil(
         typer.Option(help="Hidden units of an expert.", show_default="a quarter of the layer's"),
     ] = 0,
     shared: Annotated[
-        int, typer.Option(help="Hidden units that all experts have.", show_default="two thirds")
+        int,
+        typer.Option(
+            help="Hidden units that all experts have.",
+            show_default="two thirds; none with --width",
+        ),
     ] = 0,
     gamma: Annotated[
         float, typer.Option(help="First width of the smooth step, in standard deviations.")
@@ -180,7 +184,10 @@ def _run(study: LanguageStudy, cells: list[Cell], train: Train) -> None:
             study.add(row)
             console.print(_line(row))
             progress.advance(whole)
-            progress.remove_task(bars.pop(Cell(row["seed"], row["variant"])))
+            # None for a model that only had to be scored.
+            bar = bars.pop(Cell(row["seed"], row["variant"]), None)
+            if bar is not None:
+                progress.remove_task(bar)
 
         train(missing, on_step, on_row)
     rows = study.rows()

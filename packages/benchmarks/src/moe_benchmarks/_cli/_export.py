@@ -13,7 +13,7 @@ from moe_benchmarks._language._exports import TARGETS, export_seed
 from moe_benchmarks._language._report import render_language
 from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._students import DENSE, TRAINER
-from moe_benchmarks._language._study import Cell, LanguageStudy
+from moe_benchmarks._language._study import PRETRAINED, Cell, LanguageStudy
 from moe_benchmarks._language._summary import variant_name
 from moe_benchmarks._workers import only_one
 from moe_runtime.onnx import ExportError
@@ -55,13 +55,16 @@ def _open(folder: Path, data_dir: Path) -> LanguageStudy:
     if not path.exists():
         msg = f"{folder} holds no study of `moe-bench distil`: it lacks {SETTINGS}."
         raise FileNotFoundError(msg)
-    settings = read_json(path, "task", "num_rows")
+    settings = read_json(path, "task", "num_rows", PRETRAINED)
     settings.pop("num_rows")
+    pretrained = settings.pop(PRETRAINED)
     dense = folder / "seed-0" / DENSE
     if not (dense / "tokenizer_config.json").exists():
         msg = f"{dense} has no model with its tokenizer: only the rows of this study were kept."
         raise FileNotFoundError(msg)
-    return LanguageStudy(LanguageSettings(**settings), str(dense), folder, data_dir)
+    return LanguageStudy(
+        LanguageSettings(**settings), str(dense), folder, data_dir, pretrained=pretrained
+    )
 
 
 def _export(study: LanguageStudy, seed: int, kind: str) -> None:

@@ -14,12 +14,18 @@ from moe_runtime import load_checkpoint, save_checkpoint
 from moe_runtime.convert import hidden_unit_importance
 
 IMPORTANCE_ROWS = 32
+KEPT, DONE = "dense", "done"  # the folder of a seed's dense model, and what is in a whole one
 
 
 def pretrained(model: str, settings: LanguageSettings, *, seed: int) -> Any:  # noqa: ANN401 - of transformers
     """Load a pretrained model with a new head for the task."""
     torch.manual_seed(seed)  # of the head
     return TASKS[settings.task].load(model)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder has the dense model of its seed."""
+    return (folder / KEPT / DONE).exists()
 
 
 def fine_tuned(
@@ -32,8 +38,8 @@ def fine_tuned(
     on_step: OnStep = lambda _done, _total: None,
 ) -> Any:  # noqa: ANN401 - of transformers
     """Fine-tune a pretrained model on a task, or load what an earlier call has left there."""
-    kept = folder / "dense"
-    if (kept / "done").exists():
+    kept = folder / KEPT
+    if is_kept(folder):
         return TASKS[settings.task].load(kept).to(rows.device)
     dense = pretrained(model, settings, seed=seed).to(rows.device)
     checkpoint = folder / "dense.safetensors"
@@ -50,7 +56,7 @@ def fine_tuned(
         on_step=on_step,
     )
     dense.eval().save_pretrained(kept)
-    (kept / "done").touch()
+    (kept / DONE).touch()
     checkpoint.unlink()
     return dense
 

@@ -36,13 +36,13 @@ from moe_runtime.convert import (
 
 @dataclass(frozen=True)
 class LayerSearch:
-    """What the search of one layer's permutations did; costs are mean squared distances."""
+    """What the search of one layer's permutations did, on the tokens that confirm."""
 
     epoch: int
     layer: str
-    cost_before: float
+    cost_before: float  # mean squared distance from the dense layer
     cost_after: float
-    gain: float  # on the tokens that confirm
+    gain: float
     standard_error: float
     num_moved: int
 
@@ -213,8 +213,8 @@ def _search_layers(
             LayerSearch(
                 epoch=epoch,
                 layer=layer.replaced.name,
-                cost_before=result.cost_before,
-                cost_after=result.cost_after,
+                cost_before=result.confirmation.cost_before,
+                cost_after=result.confirmation.cost_after,
                 gain=result.confirmation.gain,
                 standard_error=float(result.confirmation.standard_error),
                 num_moved=int((now != before).sum()),

@@ -69,7 +69,7 @@ def read_glue(layout: Layout, data_dir: Path) -> tuple[Sentences, Sentences]:
 def _read(path: Path, layout: Layout) -> Sentences:
     try:
         # Quotation marks are part of the sentences, and only "\n" ends a row.
-        lines = path.read_bytes().decode("utf-8").rstrip("\n").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").rstrip("\n").split("\n")
     except FileNotFoundError:
         msg = (
             f"{layout.name} needs {path}, which is not there: the files are those of "

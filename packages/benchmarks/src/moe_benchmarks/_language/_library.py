@@ -1,5 +1,7 @@
 """The library that models of language come from."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +16,19 @@ def transformers() -> Any:  # noqa: ANN401 - a module without types
     imported.logging.set_verbosity_error()
     imported.logging.disable_progress_bar()
     return imported
+
+
+def identity(model: str) -> str:
+    """Return what tells a pretrained model from others: a digest of its files, or its revision."""
+    folder = Path(model)
+    if not folder.is_dir():
+        revision = transformers().AutoConfig.from_pretrained(model)._commit_hash  # noqa: SLF001
+        return f"{model}@{revision}"
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    digest = hashlib.sha256()
+    for path in (folder / "config.json", *weights):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def load_tokenizer(model: str) -> Any:  # noqa: ANN401 - of transformers

@@ -41,18 +41,21 @@ def render_language(rows: Sequence[Row]) -> tuple[str, str]:
 def finding(rows: Sequence[Row]) -> str:
     """Say in sentences what the rows of one task have shown, whichever is ahead."""
     dense = main_scores(rows, DENSE)
-    kept = {
-        variant_name(each): kept_share(main_scores(rows, each), dense)
+    sparse = {
+        variant_name(each): main_scores(rows, each)
         for each in variants(rows)
         if each not in DENSE_NAMES
     }
+    common = dense.keys() & set.intersection(*map(set, sparse.values())) if sparse else set()
+    of_common = {seed: dense[seed] for seed in common}
+    kept = {name: kept_share(scores, of_common) for name, scores in sparse.items()}
     shares = {name: share for name, share in kept.items() if share is not None}
     parts = []
     if shares:
         best = max(shares, key=lambda name: shares[name])
         parts.append(
             f"{best} keeps most of the dense model's {_metric(rows)} with {_width(rows):.0%} of "
-            f"its feed-forward width a token: {shares[best]:.1%}."
+            f"its feed-forward width a token: {shares[best]:.1%} ({_seeds(len(common))})."
         )
     for other in ("hash", "hash-balanced", "top-k"):
         apart = paired_difference(main_scores(rows, SEARCHED), main_scores(rows, other))
@@ -64,8 +67,8 @@ def finding(rows: Sequence[Row]) -> str:
             parts.append(f"COMET+ is {word} {name} by {apart.text(signed=True)} points.")
         else:
             parts.append(
-                f"COMET+ and {name} are not told apart by {apart.num_seeds} "
-                f"{'seed' if apart.num_seeds == 1 else 'seeds'}: {apart.text(signed=True)} points."
+                f"COMET+ and {name} are not told apart by {_seeds(apart.num_seeds)}: "
+                f"{apart.text(signed=True)} points."
             )
     apart = paired_difference(dense, main_scores(rows, TRAINER))
     if apart is not None:
@@ -74,6 +77,10 @@ def finding(rows: Sequence[Row]) -> str:
             f"{apart.text(signed=True)} points."
         )
     return " ".join(parts) or "Only the dense model was trained yet."
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _sections(task: str, rows: Sequence[Row]) -> list[Section]:
@@ -104,7 +111,7 @@ def _sections(task: str, rows: Sequence[Row]) -> list[Section]:
     if searches.lines:
         note = (
             "Mean squared distance of a token's state from the dense model's, on tokens that the "
-            "search had not seen; the gain as a share of what was there on the searched ones."
+            "search had not seen, and by which share of it they came nearer."
         )
         sections.append(Section("What the searches found", table=searches, note=note))
     return sections

@@ -44,8 +44,8 @@ class LanguageSettings:
     entropy_weight, balance_weight : float
         Of the entropy penalty of COMET and DSelect-k, and of Top-k's load balance.
     search_tokens : int
-        Training tokens of each search of COMET+, at the start of each of the first half of the
-        epochs; half of them confirm.
+        Training tokens of each search of COMET+, at the start of the epochs 0 to
+        ``distil_epochs // 2``; half of them confirm.
     """
 
     task: str

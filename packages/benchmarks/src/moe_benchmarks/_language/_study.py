@@ -14,9 +14,9 @@ from moe_benchmarks._device import CPU
 from moe_benchmarks._experiments._row import Row, made_with
 from moe_benchmarks._files import claim_for, write_text
 from moe_benchmarks._language._batches import EncodedRows
-from moe_benchmarks._language._dense import fine_tuned, importance_of
+from moe_benchmarks._language._dense import fine_tuned, importance_of, is_kept
 from moe_benchmarks._language._distil import Distilled, distil
-from moe_benchmarks._language._library import load_tokenizer
+from moe_benchmarks._language._library import identity, load_tokenizer
 from moe_benchmarks._language._settings import LanguageSettings
 from moe_benchmarks._language._students import DENSE, STUDENTS, TRAINER, VARIANTS
 from moe_benchmarks._language._task import Examples
@@ -31,6 +31,7 @@ from moe_runtime import Watcher
 HELD_OUT, MOST_HELD_OUT = 10, 1000
 # Keys that every row of a study has.
 LANGUAGE = frozenset({"task", "variant", "seed", "scores"})
+PRETRAINED = "pretrained"  # key of the identity of the model that all are made from
 
 
 class Cell(NamedTuple):
@@ -55,6 +56,8 @@ class LanguageStudy:
         The folder that has the task's.
     device
         Where models are trained and scored.
+    pretrained
+        The identity of the model that the study was begun with, where `model` is one of its own.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class LanguageStudy:
         folder: Path,
         data_dir: Path,
         device: torch.device = CPU,
+        pretrained: str | None = None,
     ) -> None:
         self.settings, self.model, self.folder, self.device = settings, model, folder, device
         self.task = TASKS[settings.task]
@@ -71,7 +75,8 @@ class LanguageStudy:
         self.num_train, self.num_dev = len(self._train_examples), len(dev)
         self.tokenizer = load_tokenizer(model)
         self.dev_rows = self._encode(dev)
-        wanted = {**settings.to_dict(), "num_rows": self.num_train}
+        self.pretrained = identity(model) if pretrained is None else pretrained
+        wanted = {**settings.to_dict(), "num_rows": self.num_train, PRETRAINED: self.pretrained}
         claim_for(folder, wanted, kind="study")
 
     @cached_property
@@ -90,9 +95,13 @@ class LanguageStudy:
         return read_rows(path, LANGUAGE) if path.exists() else []
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
-        """List the cells that have no row yet."""
+        """List the cells that have no row yet, and the dense models that they begin with."""
         done = {(row["seed"], row["variant"]) for row in self.rows()}
-        return [cell for cell in cells if tuple(cell) not in done]
+        missing = [cell for cell in cells if tuple(cell) not in done]
+        seeds = {cell.seed for cell in missing if cell.variant in STUDENTS}
+        begun = {seed for seed in seeds if is_kept(self._home(Cell(seed, DENSE)))}
+        gone = [Cell(seed, DENSE) for seed in sorted(seeds - begun)]
+        return [cell for cell in gone if cell not in missing] + missing
 
     def add(self, row: Row) -> None:
         """Add a row to those that there are, in the place of the one that its model has."""
@@ -116,6 +125,7 @@ class LanguageStudy:
             "variant": cell.variant,
             "seed": cell.seed,
             "settings": self.settings.to_dict(),
+            PRETRAINED: self.pretrained,
             "train_rows": self.num_train,
             "rows": self.num_dev,
             **found,

@@ -56,4 +56,5 @@ def fine_tuned_by_trainer(
     )
     trainer.remove_callback(library.PrinterCallback)
     trainer.train()
-    return dense
+    # Without the autocast that its forward was wrapped in: scores are float32's.
+    return trainer.accelerator.unwrap_model(dense, keep_fp32_wrapper=False)

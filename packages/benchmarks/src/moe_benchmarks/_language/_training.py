@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._language._batches import Batch, EncodedRows
 from moe_benchmarks._language._settings import Precision
-from moe_benchmarks._resumable import epoch_seed
+from moe_benchmarks._resumable import epoch_seed, row_order
 from moe_runtime import (
     hard_routing,
     load_checkpoint,
@@ -111,10 +111,12 @@ def scores_of(model: Any, rows: EncodedRows, *, hard: bool) -> dict[str, float]:
 
 
 def token_batches(rows: EncodedRows, num_tokens: int, *, seed: int, epoch: int) -> Iterator[Batch]:
-    """Yield batches of an epoch's rows until they hold so many tokens."""
+    """Yield batches of an epoch's rows, of any lengths, until they hold so many tokens."""
     held = 0
-    for parts in rows.shuffled(EVALUATION_ROWS, seed=seed, epoch=epoch):
+    # Not in parts of like length: the last tokens, which confirm, are to be like the first.
+    for some in torch.split(row_order(seed, epoch, len(rows)), EVALUATION_ROWS):
         if held >= num_tokens:
             return
-        held += sum(int(part["attention_mask"].sum()) for part in parts)
-        yield from parts
+        batch = rows.batch(some.tolist())
+        held += int(batch["attention_mask"].sum())
+        yield batch
