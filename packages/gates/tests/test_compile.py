@@ -1,5 +1,8 @@
 """Every function compiles into one graph, whatever the batch, without a warning."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -210,3 +213,40 @@ def test_jax_traces(case: Case) -> None:
     traced = jax.jit(lambda *arrays: function(jax.numpy, *arrays))(*arrays)
     for ours, theirs in zip(as_tuple(traced), as_tuple(function(jax.numpy, *arrays)), strict=True):
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-5, atol=1e-6)
+
+
+TREES = [case for case in CASES if case[0] in ("comet", "hard_comet", "dselect_k", "tree_top_k")]
+
+
+@pytest.mark.parametrize("case", TREES, ids=[case[0] for case in TREES])
+def test_torch_maps_a_tree_over_an_axis(torch_lib: Any, case: Case) -> None:
+    torch = pytest.importorskip("torch")
+    _, function, arrays, _ = case
+    given = [torch_lib.asarray(array) for array in arrays]
+    mapped = torch.func.vmap(lambda *row: as_tuple(function(torch_lib.xp, *row)))(*given)
+    for ours, theirs in zip(mapped, as_tuple(function(torch_lib.xp, *given)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+SHARDED = """
+import jax, numpy as np, moe_gates as gates
+devices = jax.devices()
+mesh = jax.sharding.Mesh(np.asarray(devices), ("rows",))
+spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows", None))
+x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+found = gates.top_k_gate(jax.device_put(x, spread), k=1)
+assert np.array_equal(found, gates.top_k_gate(x, k=1)), found
+gates.to_sparse(found, max_nonzero=1), gates.simplex_error(found)
+there = jax.device_put(x, devices[1])
+moved = gates.permute(there, jax.numpy.asarray([1, 2, 0]))
+assert np.array_equal(moved, x[:, [2, 0, 1]]), moved
+"""
+
+
+def test_jax_arrays_on_several_devices_stay_where_they_are() -> None:
+    pytest.importorskip("jax", reason="needs jax: install the dependency group `interop`")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], env=os.environ | flags, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()

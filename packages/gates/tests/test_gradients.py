@@ -383,12 +383,15 @@ def test_no_rows_give_a_gradient_of_0(gradient_lib: Any) -> None:
     assert float(gradient) == 0
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-200])
 @pytest.mark.parametrize("gradient_lib", BY_LIBRARY, indirect=True)
-def test_a_row_of_zeros_normalizes_with_a_finite_gradient(gradient_lib: Any) -> None:
+def test_a_row_of_almost_nothing_normalizes_with_a_finite_gradient(
+    gradient_lib: Any, value: float
+) -> None:
     def loss(lib: Any, weights: Any) -> Any:
         return lib.xp.sum(normalize(weights, xp=lib.xp) * lib.asarray(COTANGENT))
 
-    (gradient,) = BY_LIBRARY[gradient_lib.name](gradient_lib, loss, (np.zeros((2, 5)),))
+    (gradient,) = BY_LIBRARY[gradient_lib.name](gradient_lib, loss, (np.full((2, 5), value),))
     assert np.all(np.isfinite(gradient))
 
 

@@ -32,6 +32,24 @@ def test_tables_are_the_same_on_every_library(lib: Any) -> None:
     assert np.asarray(table).tolist() == PINNED
 
 
+def test_integers_of_numpy_give_the_same_tables() -> None:
+    given: dict[str, Any] = {"num_experts": np.int64(16), "seed": np.int64(7)}
+    assert hash_table(12, **given, xp=XP).tolist() == PINNED
+    counts: list[float] = [200, 100, 3, 2, 1, 0]
+    for dtype in (np.uint8, np.int64):
+        numbers = [dtype(count) for count in counts]
+        assert balanced_hash_table(numbers, num_experts=2, xp=XP).tolist() == balanced(counts, 2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+def test_ids_may_be_integers_of_any_width(lib: Any, dtype: str) -> None:
+    ids, table = (np.asarray(each).astype(dtype) for each in ([0, 2], [1, 0, 1]))
+    weights = hash_gate(
+        lib.asarray(ids), lib.asarray(table), num_experts=2, dtype=lib.xp.float32, xp=lib.xp
+    )
+    np.testing.assert_array_equal(np.asarray(weights), [[0, 1], [0, 1]])
+
+
 def test_a_longer_table_starts_with_the_shorter_one() -> None:
     long, short = (hash_table(n, num_experts=5, seed=3, xp=XP) for n in (50, 20))
     np.testing.assert_array_equal(long[:20], short)

@@ -39,7 +39,7 @@ def test_is_positive_and_finite_for_any_scores(eager_lib: Any, scores: Any) -> N
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 3e5])
-@pytest.mark.parametrize("rows", [0, 1, 7])
+@pytest.mark.parametrize("rows", [0, 1, 7, 10_000])
 def test_what_does_not_vary_has_the_scale_1(lib: Any, rows: int, value: float) -> None:
     scores = np.full((rows, 1, 2), value, dtype=np.float32)
     np.testing.assert_array_equal(np.asarray(score_scale(lib.asarray(scores), xp=lib.xp)), 1)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,11 @@ def test_follow_their_formulas() -> None:
         assert math.isclose(exponential_schedule(step, **options), 8 * 0.25**share)
         cosine = 2 + 6 * (1 + math.cos(math.pi * share)) / 2
         assert math.isclose(cosine_schedule(step, **options), cosine)
+
+
+def test_integers_of_numpy_do_not_wrap_around() -> None:
+    options: dict[str, Any] = {"start": 0.0, "end": 1.0, "num_steps": 10, "num_hold_steps": 5}
+    assert linear_schedule(np.uint32(3), **options) == 0.0  # type: ignore[arg-type]
 
 
 def test_linear_and_cosine_reach_0_and_below() -> None:

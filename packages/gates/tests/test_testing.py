@@ -65,3 +65,15 @@ def test_refuses_pairs_that_are_not_the_dense_weights(
     with pytest.raises(AssertionError) as failure:
         assert_equals_dense(pairs, dense, xp=lib.xp)
     assert str(failure.value) == f"1 of 2 rows {message}."
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1, 3)])
+def test_refuses_rows_that_would_be_broadcast(lib: Any, shape: tuple[int, ...]) -> None:
+    pairs = SparseWeights(
+        lib.asarray(np.asarray([[0, 1], [0, 1]])), lib.asarray(np.full((2, 2), 0.5))
+    )
+    weights = np.broadcast_to(np.asarray([0.5, 0.5, 0.0]), shape).copy()
+    with pytest.raises(ValueError, match="`weights` must have shape"):
+        assert_equals_dense(pairs, lib.asarray(weights), xp=lib.xp)
+    with pytest.raises(TypeError, match="`weights` must have a real floating dtype"):
+        assert_equals_dense(pairs, lib.asarray(np.asarray([[1, 0, 0]] * 2)), xp=lib.xp)

@@ -200,6 +200,12 @@ def test_a_group_with_one_expert_left_is_as_good_as_that_expert(lib: Any) -> Non
     np.testing.assert_array_equal(np.asarray(got), [[0, 1, 0, 0]])
 
 
+def test_a_group_with_less_than_k_left_is_not_filled_up_from_another(lib: Any) -> None:
+    scores = np.asarray([[0.5, 0.1, 3.0, -np.inf]])
+    got = lib.run(lambda s: top_k_gate(s, k=2, num_groups=2, num_groups_kept=1, xp=lib.xp), scores)
+    np.testing.assert_array_equal(np.asarray(got), [[0, 0, 1, 0]])
+
+
 def test_all_groups_kept_are_no_limit() -> None:
     scores = np.random.default_rng(0).normal(size=(5, 6))
     limited = top_k_gate(scores, k=3, num_groups=3, num_groups_kept=3)

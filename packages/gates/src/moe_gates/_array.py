@@ -36,8 +36,9 @@ def smallest_normal(dtype: Any, xp: ModuleType) -> float:  # noqa: ANN401 as abo
 
 def device_of(array: Array) -> Any:  # noqa: ANN401 each library has its own
     """Return the device of an array."""
-    # A JAX tracer has no device; there None means "where the others are".
-    return getattr(array, "device", None)
+    # In JAX None means "where the others are": a tracer has no device, that of an array on
+    # several is a sharding that fits no other shape, and what is put on one stays there.
+    return None if hasattr(array, "aval") else getattr(array, "device", None)
 
 
 def count_up(size: int, like: Array, xp: ModuleType) -> Array:

@@ -65,6 +65,7 @@ def balanced_hash_table(
     # From an array at once: number by number takes a second for 100,000 of them.
     numbers = counts.tolist() if hasattr(counts, "tolist") else list(counts)
     _check_counts(numbers)
+    numbers = [count.item() if hasattr(count, "item") else count for count in numbers]
     return xp.asarray(_assign(numbers, num_experts), dtype=xp.int32, device=device)
 
 

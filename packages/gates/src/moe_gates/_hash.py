@@ -69,6 +69,7 @@ def hash_table(
     check_integer("num_ids", num_ids, 0)
     check_num_experts(num_experts)
     check_integer("seed", seed, 0, WORD - 1)
+    num_experts, seed = int(num_experts), int(seed)  # NumPy's would wrap around
     # The high word of a product is uniform in [0, num_experts) without a division.
     experts = [_splitmix64(seed, index) * num_experts // WORD for index in range(num_ids)]
     return xp.asarray(experts, dtype=xp.int32, device=device)
@@ -128,7 +129,9 @@ def hash_gate(
     check_floating_dtype("dtype", dtype, xp)
     check_num_experts(num_experts)
     check_one_axis("table", table)
-    experts = xp.reshape(xp.take(table, xp.reshape(ids, (-1,)), axis=0), ids.shape)
+    # PyTorch takes at indices of 32 or 64 bits only.
+    index = xp.astype(ids, count_up(1, ids, xp).dtype, copy=False)
+    experts = xp.reshape(xp.take(table, xp.reshape(index, (-1,)), axis=0), ids.shape)
     return xp.astype(experts[..., None] == count_up(num_experts, ids, xp), dtype)
 
 

@@ -8,7 +8,7 @@ one a slot on the last two axes, which must then be (num_slots, num_experts).
 import math
 from types import ModuleType
 
-from moe_gates._array import Array, ArrayT, count_up, smallest_normal, widen
+from moe_gates._array import Array, ArrayT, count_up, smallest_normal, stop_gradient, widen
 from moe_gates._checks import check_axes, check_floating, check_integral, check_relabelling, resolve
 
 
@@ -167,6 +167,9 @@ def normalize(weights: ArrayT, /, *, xp: ModuleType | None = None) -> ArrayT:
     check_axes("weights", weights, ("num_experts",))
     wide = widen(weights, xp)
     total = xp.sum(wide, axis=-1, keepdims=True)
-    divisor = xp.where(total >= smallest_normal(wide.dtype, xp), total, 1.0)
-    normalized: ArrayT = xp.astype(wide / divisor, weights.dtype, copy=False)
+    has_sum = total >= smallest_normal(wide.dtype, xp)
+    # In two steps: JAX's gradient of a division squares the divisor, which may vanish.
+    scaled = wide / xp.where(has_sum, stop_gradient(total, xp), 1.0)
+    divisor = xp.where(has_sum, xp.sum(scaled, axis=-1, keepdims=True), 1.0)
+    normalized: ArrayT = xp.astype(scaled / divisor, weights.dtype, copy=False)
     return normalized

@@ -81,6 +81,8 @@ def _largest(scores: Array, xp: ModuleType) -> Array:
 def _relative_deviation(scores: Array, xp: ModuleType) -> Array:
     """Return the standard deviation of scores in [-1, 1]; 0 where it is rounding of a constant."""
     num_rows = max(scores.shape[0], 1)
+    # From the first row on: sums row by row, as NumPy's, drift away from a constant.
+    scores = scores - scores[: min(scores.shape[0], 1), ...]
     mean = xp.sum(scores / num_rows, axis=0)
     variance = xp.sum((scores - mean) ** 2 / num_rows, axis=0)
     varies = variance > (ROUNDINGS_OF_A_CONSTANT * float(xp.finfo(scores.dtype).eps)) ** 2

@@ -140,7 +140,8 @@ def _share_done(step: int, num_steps: int, num_hold_steps: int) -> float:
     check_integer("step", step, 0)
     check_integer("num_steps", num_steps, 1)
     check_integer("num_hold_steps", num_hold_steps, 0)
-    return min(max((step - num_hold_steps) / num_steps, 0.0), 1.0)
+    # Python's own integers: NumPy's wrap around.
+    return min(max((int(step) - int(num_hold_steps)) / int(num_steps), 0.0), 1.0)
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -120,6 +120,8 @@ def top_k_gate(
         ranks = _biased_affinities(noisy, affinity, bias, xp)
         ranks = keep_best_groups(ranks, num_groups, num_groups_kept, xp)
     kept = is_among_largest(ranks, k, xp)
+    if num_groups_kept < num_groups:  # no other group fills up one that has fewer than k
+        kept = kept & (ranks > -xp.inf)
     weights = _weigh(noisy, kept, affinity, renormalize=renormalize, xp=xp)
     narrow: ArrayT = xp.astype(weights, scores.dtype, copy=False)
     return narrow

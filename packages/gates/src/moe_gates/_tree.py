@@ -127,6 +127,7 @@ def combine_paths(
 
 def _interleave(left: Array, right: Array, xp: ModuleType) -> Array:
     """Return left[..., 0], right[..., 0], left[..., 1] and so on."""
-    # In PyTorch (2.13) this is twice as fast as stacking along a new last axis.
-    pairs = xp.moveaxis(xp.stack([left, right]), 0, -1)
+    # In PyTorch (2.13) this is twice as fast as stacking along a new last axis. `moveaxis` has
+    # no batching rule there.
+    pairs = xp.permute_dims(xp.stack([left, right]), (*range(1, len(left.shape) + 1), 0))
     return xp.reshape(pairs, (*left.shape[:-1], 2 * left.shape[-1]))

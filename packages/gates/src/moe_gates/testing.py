@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from moe_gates._array import Array, widen
-from moe_gates._checks import check_axes, check_floating, check_k, resolve
+from moe_gates._checks import check_axes, check_floating, check_k, check_shape, resolve
 from moe_gates._sparse_weights import SparseWeights, to_dense
 
 __all__ = ["assert_equals_dense", "assert_k_sparse", "assert_on_simplex"]
@@ -137,8 +137,11 @@ def assert_equals_dense(
     """
     experts, pair_weights = sparse
     xp = resolve(xp, experts=experts, pair_weights=pair_weights, weights=weights)
+    check_floating("weights", weights, xp)
     check_axes("weights", weights, ("num_experts",))
     num_experts = weights.shape[-1]
+    expected = (*tuple(pair_weights.shape)[:-1], num_experts)
+    check_shape("weights", weights, expected, "the rows of `sparse`")
     is_expert = xp.all((experts >= 0) & (experts < num_experts), axis=-1)
     _assert_rows(is_expert, f"name an expert outside [0, {num_experts})", xp)
     ones = xp.astype(pair_weights != 0, pair_weights.dtype)
