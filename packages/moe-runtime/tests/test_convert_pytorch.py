@@ -270,6 +270,35 @@ def test_as_many_sequences_as_tokens_are_no_obstacle() -> None:
     assert model(x_BSD, padding_BS).shape == (5, 3)
 
 
+class Causal(nn.Module):
+    """Takes a mask of the layers and one of the tokens."""
+
+    def __init__(self, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.layers = encoder(batch_first=batch_first)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, padding: Any = None) -> Tensor:
+        states: Tensor = self.layers(x, mask=mask, src_key_padding_mask=padding)
+        return states
+
+
+@pytest.mark.parametrize("num_sequences", [1, 4, 6])
+def test_a_square_mask_of_the_layers_is_no_obstacle(num_sequences: int) -> None:
+    model, x = Causal().eval(), torch.randn(num_sequences, 6, DIM)
+    causal = nn.Transformer.generate_square_subsequent_mask(6)
+    dense = model(x, causal)
+    report = convert(model, (x, causal), router=comet, split=CopySplit())
+    assert report.num_tokens == 6 * num_sequences
+    torch.testing.assert_close(model(x, causal), dense)
+
+
+def test_square_padding_beside_sequences_that_are_second_is_no_obstacle() -> None:
+    padding = torch.arange(6).expand(6, 6) >= 4
+    batch = {"x": torch.randn(6, 6, DIM), "padding": padding}
+    report = convert(Causal(batch_first=False), batch, router=comet, split=CopySplit())
+    assert report.num_tokens == 24
+
+
 def test_padding_does_not_count_in_the_difference_of_outputs() -> None:
     x_BSD, padding_BS = padded()
     given = {"src": x_BSD, "src_key_padding_mask": padding_BS}

@@ -220,6 +220,29 @@ def test_checkpointing_keeps_calls_apart_or_refuses() -> None:
         torch.testing.assert_close(one.grad, same.grad)
     with pytest.raises(RuntimeError, match="called more than once before the backward pass"):
         (model(**batch).loss + model(**other).loss).backward()
+    model(**batch).loss.backward()
+    model.eval()(**batch)  # with gradients on, but no layer of it runs again
+    model.train()(**batch).loss.backward()
+
+
+def test_an_interruption_from_the_keyboard_leaves_no_call_open() -> None:
+    model, batch = transformer("bert")
+    convert(model, batch, router=comet, split=RandomSplit())
+    model.train()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.bert.encoder.layer[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch)
+    handle.remove()
+    for _ in range(2):
+        loss = model(**batch).loss
+        of_penalty = penalty(model)
+        assert of_penalty > 0
+        torch.testing.assert_close(loss - of_penalty, model.eval()(**batch).loss)
+        model.train()
 
 
 def test_dropout_by_a_function_is_an_obstacle() -> None:

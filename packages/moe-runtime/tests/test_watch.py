@@ -176,6 +176,15 @@ def test_only_what_goes_through_a_mixture_is_counted() -> None:
     assert before["mixture/unsaturated_share"] > 0
 
 
+def test_a_traced_forward_is_not_counted() -> None:
+    mixture, x = make_mixture("comet"), torch.randn(9, DIM)
+    with Watcher(mixture) as watcher:
+        mixture(x)
+        before = watcher.compute()
+        torch.export.export(mixture, (x,), strict=False)
+    assert watcher.compute() == before
+
+
 def test_watching_changes_no_output_and_no_gradient() -> None:
     mixture, x = make_mixture("comet"), torch.randn(9, DIM)
     gradients = []

@@ -26,7 +26,7 @@ class Watcher:
 
     Counts stay on the device and are read only by `compute` and `loads`, so that watching waits
     for nothing. Rows that a mixture's ``mask`` leaves out, and what activation checkpointing
-    computes again, are not counted. In a distributed run each process counts its own rows.
+    computes again, are not counted; rows that an export is verified on are. In a distributed run each process counts its own rows.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ class Watcher:
         kwargs: dict[str, Any],
         output: MixtureOutput,
     ) -> None:
-        if _is_recomputed():
+        if _is_not_counted():
             return
         assert isinstance(mixture, MultiGateMixtureOfExperts)
         weights_GTE = output.weights.reshape(len(mixture.routers), -1, output.weights.shape[-1])
@@ -198,7 +198,7 @@ class Watcher:
     @untraced
     @torch.no_grad()
     def _saw_router(self, router: nn.Module, _args: tuple[Any, ...], output: Routing) -> None:
-        if not self._num_running or _is_recomputed():
+        if not self._num_running or _is_not_counted():
             return
         assert isinstance(router, Router)
         slots_TKE = output.slot_weights.reshape(-1, *output.slot_weights.shape[-2:])
@@ -229,8 +229,12 @@ def _share(count: float, total: int) -> float:
     return count / max(1, total)
 
 
-def _is_recomputed() -> bool:
-    """Whether this forward runs inside a backward: activation checkpointing does it again."""
+def _is_not_counted() -> bool:
+    """Whether this forward is none of its own.
+
+    Inside a backward activation checkpointing does one again; an export looks at one without
+    numbers.
+    """
     # torch (2.13) has no public question for this; its own module tracker asks the same one.
     inside: Callable[[], int] = torch._C._current_graph_task_id  # noqa: SLF001
-    return inside() != -1
+    return inside() != -1 or torch.compiler.is_exporting()

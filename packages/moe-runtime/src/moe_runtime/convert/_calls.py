@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from moe_runtime._modes import in_mode
+from moe_runtime._modes import evaluating, in_mode
 
 # Enough to tell one function from another, and small beside any model.
 NUM_ROWS = 64
@@ -37,10 +37,11 @@ def run_model(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever
     return model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
-def told_apart(batch: Batch) -> Batch:
+def told_apart(model: nn.Module, batch: Batch) -> Batch:
     """Leave out the last of as many sequences as each has tokens.
 
     Otherwise a model whose hidden states have sequences second would not show by their shape.
+    A square tensor that is something else, as a causal mask is, leaves the batch as it is.
     """
     several = (batch,) if isinstance(batch, Tensor) else batch
     values: Iterable[Any] = several.values() if isinstance(several, Mapping) else several
@@ -50,9 +51,18 @@ def told_apart(batch: Batch) -> Batch:
         is_long = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] in sizes
         return value[:-1] if is_long else value
 
+    if not sizes:
+        return batch
     if isinstance(batch, Mapping):
-        return {name: cut(value) for name, value in batch.items()}
-    return tuple(map(cut, batch)) if isinstance(batch, tuple) else cut(batch)
+        shorter: Batch = {name: cut(value) for name, value in batch.items()}
+    else:
+        shorter = tuple(map(cut, batch)) if isinstance(batch, tuple) else cut(batch)
+    try:
+        with torch.no_grad(), evaluating(model):
+            run_model(model, shorter)
+    except Exception:  # noqa: BLE001 - whatever the model says of what fits together no more
+        return batch
+    return shorter
 
 
 def _is_square(x: Tensor) -> bool:

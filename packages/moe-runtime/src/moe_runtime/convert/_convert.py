@@ -103,7 +103,7 @@ def convert(
     _check_names(model, mask_argument=mask_argument, ids_argument=ids_argument)
     check_kernel(kernel)
     found = _convertible(model, batch, names)
-    batch = told_apart(batch)
+    batch = told_apart(model, batch)
     before = converted_layers(model)
     tokens = before[0].tokens if before else Tokens(mask_argument, ids_argument)
     num_parameters = _count_parameters(model)

@@ -41,7 +41,8 @@ class Tokens:
         self._awaited = 0
         self._running_again = False
         self._without_gradient = False  # whether a layer of the call ran so
-        self._outer: list[tuple[Tensor | None, Tensor | None]] = []
+        # Modules whose calls go on, and what counted outside of each.
+        self._outer: list[tuple[nn.Module, Tensor | None, Tensor | None]] = []
         self._outside_layer: list[Tensor | None] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -128,11 +129,14 @@ class Tokens:
         raise ValueError(msg)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(each is module for each, *_ in self._outer):
+            # An interruption from the keyboard left its call open: torch closes those of errors.
+            self._outer, self._outside_layer, self.mask, self.ids = [], [], None, None
         if not self._outer:
             self.penalties = []
             self._without_gradient = False
             self._begin(module)
-        self._outer.append((self.mask, self.ids))
+        self._outer.append((module, self.mask, self.ids))
         given = _arguments(module, args, kwargs)
         mask, ids = (_two_axes(given, each) for each in (self.mask_argument, self.ids_argument))
         nested = len(self._outer) > 1
@@ -158,10 +162,10 @@ class Tokens:
             self._running_again = False
 
     def _after(self, module: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
-        outer = self._outer.pop()
+        _, mask, ids = self._outer.pop()
         if not self._outer and torch.is_grad_enabled() and _runs_again(module):
             self._again = (self.mask, self.ids)
-        self.mask, self.ids = outer
+        self.mask, self.ids = mask, ids
 
     def _add_penalty(self, module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
         """Add the penalty to the loss of a model of transformers, in training."""
@@ -183,6 +187,7 @@ class Tokens:
             yield
             return
         if self._awaited > 1:
+            self._awaited = 0  # a step that was skipped, without a backward pass, blocks no other
             msg = (
                 "the model was called more than once before the backward pass: with activation "
                 "checkpointing, layers that run again would take one call's padding for another's. "
@@ -228,4 +233,6 @@ def _two_axes(given: Mapping[str, Any], argument: str | None) -> Tensor | None:
 def _runs_again(module: nn.Module) -> bool:
     """Whether a model of transformers runs its layers a second time, in the backward pass."""
     names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # before transformers 5
-    return next((bool(getattr(module, each)) for each in names if hasattr(module, each)), False)
+    return module.training and next(
+        (bool(getattr(module, each)) for each in names if hasattr(module, each)), False
+    )
