@@ -177,7 +177,7 @@ def test_only_what_goes_through_a_mixture_is_counted() -> None:
 
 
 def test_a_traced_forward_is_not_counted() -> None:
-    mixture, x = make_mixture("comet"), torch.randn(9, DIM)
+    mixture, x = make_mixture("comet", kernel="dense"), torch.randn(9, DIM)
     with Watcher(mixture) as watcher:
         mixture(x)
         before = watcher.compute()
