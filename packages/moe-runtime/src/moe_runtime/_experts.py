@@ -34,15 +34,16 @@ class StackedLinear(nn.Module):
 
     def one(self, expert: int, x_TD: Tensor) -> Tensor:
         """Map every row with one expert: (T, D) to (T, O)."""
-        bias = None if self.bias is None else self.bias[expert]
-        return linear(x_TD, self.weight[expert], bias)
+        bias = None if self.bias is None else self.bias[expert].to(x_TD.dtype)
+        return linear(x_TD, self.weight[expert].to(x_TD.dtype), bias)
 
     def every(self, x: Tensor) -> Tensor:
         """Map every row with every expert: (T, D) or (E, T, D) to (E, T, O)."""
         x_ETD = x.expand(self.weight.shape[0], *x.shape[-2:])
+        weight_EDO = self.weight.to(x.dtype).mT
         if self.bias is None:
-            return torch.bmm(x_ETD, self.weight.mT)
-        return torch.baddbmm(self.bias[:, None, :], x_ETD, self.weight.mT)
+            return torch.bmm(x_ETD, weight_EDO)
+        return torch.baddbmm(self.bias.to(x.dtype)[:, None, :], x_ETD, weight_EDO)
 
 
 class Experts(ExpertSet):
@@ -155,7 +156,7 @@ class Experts(ExpertSet):
     def several(self, blocks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
         """Run experts, each on rows of its own: (R, D) to (R, O) a block."""
         layers = list(zip(self._stacks(), self.steps(), strict=True))
-        # Here, since the fastest library's products are none that autocast knows.
+        # Here: autocast knows neither the fastest library's products nor every device.
         dtype = self.computed_in(layers[0][0].weight)
         outputs = []
         for expert, x in blocks:
