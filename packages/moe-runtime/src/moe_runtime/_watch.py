@@ -26,7 +26,8 @@ class Watcher:
 
     Counts stay on the device and are read only by `compute` and `loads`, so that watching waits
     for nothing. Rows that a mixture's ``mask`` leaves out, and what activation checkpointing
-    computes again, are not counted; rows that an export is verified on are. In a distributed run each process counts its own rows.
+    computes again, are not counted; rows that an export is verified on are. In a distributed run
+    each process counts its own rows.
 
     Parameters
     ----------
