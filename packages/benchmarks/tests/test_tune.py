@@ -16,6 +16,7 @@ from moe_benchmarks._tune._plan import StudyPlan, sampled_settings
 from moe_benchmarks._tune._storage import (
     StudyError,
     claim_study,
+    hold_study,
     open_storage,
     prepare,
     read_rows,
@@ -23,7 +24,7 @@ from moe_benchmarks._tune._storage import (
     write_rows,
 )
 from moe_benchmarks._tune._worker import run_workers, work
-from moe_benchmarks._workers import BusyFolderError, only_one
+from moe_benchmarks._workers import BusyFolderError
 
 Row = dict[str, object]
 PLAN = StudyPlan(
@@ -34,8 +35,7 @@ few_ratings = partial(ratings, 40, num_users=5, num_items=5)
 
 
 def run_here(folder: Path, plan: StudyPlan) -> list[Row]:
-    claim_study(folder, plan)
-    with only_one(folder):
+    with hold_study(folder, plan):
         storage = open_storage(folder)
         prepare(storage, plan, folder)
         work(storage, plan, few_ratings)
@@ -74,6 +74,28 @@ def test_rows_of_another_machine_are_continued(tmp_path: Path) -> None:
     for name in ("plan.json", "rows.jsonl"):
         (there / name).write_text((here / name).read_text())
     assert run_here(there, PLAN) == rows
+
+
+def test_rows_that_another_machine_ran_meanwhile_are_taken_over(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    rows = run_here(there, PLAN)
+    claim_study(here, PLAN)
+    storage = open_storage(here)
+    prepare(storage, PLAN, here)  # all trials wait
+    (here / "rows.jsonl").write_text((there / "rows.jsonl").read_text())
+    assert write_rows(storage, PLAN, here) == []
+    assert read_rows(here / "rows.jsonl") == rows
+    assert run_here(here, PLAN) == rows, "times too: they were not repeated"
+
+
+def test_rows_of_variants_that_are_left_out_are_kept(tmp_path: Path) -> None:
+    rows = run_here(tmp_path, PLAN)
+    fewer = StudyPlan(**{**vars(PLAN), "gates": ("hash",), "searches": ("ids",)})
+    # As `results` has studies: without the journal.
+    (tmp_path / "journal.log").unlink()
+    assert numbers(run_here(tmp_path, fewer)) == wanted(fewer)
+    assert sorted(map(str, read_rows(tmp_path / "rows.jsonl"))) == sorted(map(str, rows))
+    assert run_here(tmp_path, PLAN) == rows
 
 
 def test_the_variants_of_a_trial_share_what_is_drawn() -> None:
@@ -166,15 +188,29 @@ def test_a_folder_is_one_study_s_and_one_process_s(tmp_path: Path) -> None:
         claim_study(tmp_path / "study", StudyPlan(**{**vars(PLAN), "share": 0.5}))
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").touch()
-    with pytest.raises(StudyError, match="must be a new or empty folder"):
-        claim_study(tmp_path / "else", PLAN)
-    if sys.platform != "win32":
-        with (
-            only_one(tmp_path / "study"),
-            pytest.raises(BusyFolderError, match="another command is at work"),
-            only_one(tmp_path / "study"),
-        ):
-            pass
+    with (
+        pytest.raises(StudyError, match="must be a new or empty folder"),
+        hold_study(tmp_path / "else", PLAN),
+    ):
+        pass
+    assert [path.name for path in (tmp_path / "else").iterdir()] == ["file"]
+    with (
+        pytest.raises(StudyError, match="must be a folder, got the file"),
+        hold_study(tmp_path / "else" / "file", PLAN),
+    ):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a study there is one process's own")
+def test_a_command_that_is_refused_leaves_the_plan_as_it_is(tmp_path: Path) -> None:
+    more = StudyPlan(**{**vars(PLAN), "trials": 3})
+    with (
+        hold_study(tmp_path / "new" / "study", PLAN),
+        pytest.raises(BusyFolderError, match="another command is at work"),
+        hold_study(tmp_path / "new" / "study", more),
+    ):
+        pass
+    assert json.loads((tmp_path / "new" / "study" / "plan.json").read_text()) == PLAN.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,12 @@ from moe_benchmarks._files import DamagedFileError
 from moe_benchmarks._tune._plan import StudyPlan
 from moe_benchmarks._tune._storage import (
     StudyError,
-    claim_study,
+    hold_study,
     open_storage,
     prepare,
     write_rows,
 )
 from moe_benchmarks._tune._worker import run_workers
-from moe_benchmarks._workers import only_one
 
 WRITE_SECONDS = 30.0  # between two writings of the rows
 
@@ -87,8 +86,7 @@ def tune(
             device=find_device(device),
         )
         read()  # what is missing is said before anything is begun
-        claim_study(out, plan)
-        with only_one(out):
+        with hold_study(out, plan):
             opened = open_storage(out, storage)
             prepare(opened, plan, out)
             _run(opened, plan, out, storage, partial(run_workers, load=read, num_workers=workers))

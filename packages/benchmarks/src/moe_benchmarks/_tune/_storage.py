@@ -6,6 +6,8 @@ exactly if its trial is finished.
 """
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moe_benchmarks._files import DamagedFileError, read_json, write_json, write_text
 from moe_benchmarks._tune._plan import StudyPlan
+from moe_benchmarks._workers import LOCK, only_one
 
 JOURNAL, ROWS, PLAN = "journal.log", "rows.jsonl", "plan.json"
 NUMBER, ROW = "number", "row"
@@ -37,16 +40,33 @@ def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
     return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
 
 
-def claim_study(folder: Path, plan: StudyPlan) -> None:
-    """Make the folder this study's, let it have more trials, or refuse another one's."""
+@contextmanager
+def hold_study(folder: Path, plan: StudyPlan) -> Iterator[None]:
+    """Make the folder this study's, and hold it against a second command."""
+    check_folder(folder)  # before a lock is left in it
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder):
+        claim_study(folder, plan)
+        yield
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a file, and a folder of something else."""
     if folder.exists() and not folder.is_dir():
         msg = f"`--out` must be a folder, got the file {folder}."
         raise StudyError(msg)
+    if not folder.exists() or (folder / PLAN).exists():
+        return
+    if any(path.name != LOCK for path in folder.iterdir()):
+        msg = f"`--out` must be a new or empty folder or one of a study, got {folder}."
+        raise StudyError(msg)
+
+
+def claim_study(folder: Path, plan: StudyPlan) -> None:
+    """Make the folder this study's, let it have more trials, or refuse another one's."""
+    check_folder(folder)
     path = folder / PLAN
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            msg = f"`--out` must be a new or empty folder or one of a study, got {folder}."
-            raise StudyError(msg)
         write_json(path, plan.to_dict())
         return
     found, wanted = read_json(path, "experiment"), plan.to_dict()
@@ -91,7 +111,9 @@ def prepare(storage: BaseStorage, plan: StudyPlan, folder: Path) -> None:
             if NUMBER in trial.user_attrs
             and (trial.state is TrialState.WAITING or ROW in trial.user_attrs)
         }
-        for number, row in foreign.get((gate, search), {}).items():
+        rows = foreign.get((gate, search), {})
+        _finish_waiting(storage, study, rows)
+        for number, row in rows.items():
             if number not in known:
                 study.add_trial(_finished(number, row))
                 known.add(number)
@@ -120,10 +142,16 @@ def rows_of(storage: BaseStorage, plan: StudyPlan) -> list[Row]:
 
 
 def write_rows(storage: BaseStorage, plan: StudyPlan, folder: Path) -> list[Row]:
-    """Write the rows of all finished trials to the folder, whole or not at all."""
-    rows = rows_of(storage, plan)
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    write_text(folder / ROWS, text)
+    """Write the rows of all finished trials to the folder, whole or not at all, and return them.
+
+    Rows that are there and not the storage's follow them: of variants that the plan leaves out,
+    and of trials that another machine ran meanwhile.
+    """
+    rows, path = rows_of(storage, plan), folder / ROWS
+    ours = set(map(_identity, rows))
+    others = [row for row in _rows_there(path) if _identity(row) not in ours]
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in [*rows, *others])
+    write_text(path, text)
     return rows
 
 
@@ -155,11 +183,31 @@ def _is_finished(trial: FrozenTrial) -> bool:
     return trial.state in (TrialState.COMPLETE, TrialState.FAIL)
 
 
+def _rows_there(path: Path) -> list[Row]:
+    return read_rows(path) if path.exists() else []
+
+
+def _identity(row: Row) -> tuple[str, str, int]:
+    return row["gate"], row["search"], row["trial"]
+
+
 def _rows_by_variant(path: Path) -> dict[tuple[str, str], dict[int, Row]]:
     by_variant: dict[tuple[str, str], dict[int, Row]] = {}
-    for row in read_rows(path) if path.exists() else []:
+    for row in _rows_there(path):
         by_variant.setdefault((row["gate"], row["search"]), {})[row["trial"]] = row
     return by_variant
+
+
+def _finish_waiting(storage: BaseStorage, study: optuna.Study, rows: Mapping[int, Row]) -> None:
+    """Finish waiting trials that another machine has run, which Optuna's own `tell` refuses."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        number = trial.user_attrs.get(NUMBER)
+        if number in rows:
+            done = _finished(number, rows[number])
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+            storage.set_trial_user_attr(trial_id, ROW, done.user_attrs[ROW])
+            storage.set_trial_state_values(trial_id, done.state, done.values)
 
 
 def _finished(number: int, row: Row) -> FrozenTrial:
