@@ -34,9 +34,9 @@ PLAN = StudyPlan(
 few_ratings = partial(ratings, 40, num_users=5, num_items=5)
 
 
-def run_here(folder: Path, plan: StudyPlan) -> list[Row]:
+def run_here(folder: Path, plan: StudyPlan, url: str | None = None) -> list[Row]:
     with hold_study(folder, plan):
-        storage = open_storage(folder)
+        storage = open_storage(folder, url)
         prepare(storage, plan, folder)
         work(storage, plan, few_ratings)
         return write_rows(storage, plan, folder)
@@ -96,6 +96,15 @@ def test_rows_of_variants_that_are_left_out_are_kept(tmp_path: Path) -> None:
     assert numbers(run_here(tmp_path, fewer)) == wanted(fewer)
     assert sorted(map(str, read_rows(tmp_path / "rows.jsonl"))) == sorted(map(str, rows))
     assert run_here(tmp_path, PLAN) == rows
+
+
+def test_a_database_keeps_studies_of_other_settings_apart(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    rows = run_here(tmp_path / "one", PLAN, url)
+    other = run_here(tmp_path / "other", StudyPlan(**{**vars(PLAN), "seed": 7}), url)
+    assert numbers(other) == wanted(PLAN)
+    assert all(one["settings"] != two["settings"] for one, two in zip(rows, other, strict=True))
+    assert run_here(tmp_path / "again", PLAN, url) == rows
 
 
 def test_the_variants_of_a_trial_share_what_is_drawn() -> None:

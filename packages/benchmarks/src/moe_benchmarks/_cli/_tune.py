@@ -56,7 +56,10 @@ def tune(
     seed: Annotated[int, typer.Option(help="Same seed, same trials.")] = 0,
     storage: Annotated[
         str | None,
-        typer.Option(help="URL of a database for Optuna.", show_default="a journal in --out"),
+        typer.Option(
+            help="URL of a database for Optuna; one --out at a time works on a study in it.",
+            show_default="a journal in --out",
+        ),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:

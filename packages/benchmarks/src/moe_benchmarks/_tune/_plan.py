@@ -60,6 +60,15 @@ class StudyPlan:
             if search != "ids" or gate == "hash"
         )
 
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What a study cannot change: more trials or variants are more of the same."""
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name not in ("trials", "gates", "searches")
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON can hold it."""
         return {

@@ -5,6 +5,7 @@ failed, and its number is tried again by a new trial of Optuna's: a row exists i
 exactly if its trial is finished.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,23 +70,25 @@ def claim_study(folder: Path, plan: StudyPlan) -> None:
     if not path.exists():
         write_json(path, plan.to_dict())
         return
-    found, wanted = read_json(path, "experiment"), plan.to_dict()
-    # More trials or variants are more of the same; anything else would be other rows.
-    fixed = [name for name in wanted if name not in ("trials", "gates", "searches")]
+    found = read_json(path, "experiment")
     changes = ", ".join(
-        f"{name} is {found.get(name)!r} there and {wanted[name]!r} here"
-        for name in fixed
-        if found.get(name) != wanted[name]
+        f"{name} is {found.get(name)!r} there and {value!r} here"
+        for name, value in plan.fixed.items()
+        if found.get(name) != value
     )
     if changes:
         msg = f"{folder} holds another study ({changes}); choose another folder with --out."
         raise StudyError(msg)
-    write_json(path, wanted)
+    write_json(path, plan.to_dict())
 
 
-def study_name(plan: StudyPlan, gate: str, search: str) -> str:
-    """Name a variant's study in the storage."""
-    return f"{plan.experiment}/{gate}/{search}"
+def study_name(storage: BaseStorage, plan: StudyPlan, gate: str, search: str) -> str:
+    """Name a variant's study in the storage; a database may have those of other plans too."""
+    name = f"{plan.experiment}/{gate}/{search}"
+    if isinstance(storage, JournalStorage):
+        return name
+    fixed = json.dumps(plan.fixed, sort_keys=True)
+    return f"{name}/{hashlib.sha256(fixed.encode()).hexdigest()[:16]}"
 
 
 def prepare(storage: BaseStorage, plan: StudyPlan, folder: Path) -> None:
@@ -97,7 +100,7 @@ def prepare(storage: BaseStorage, plan: StudyPlan, folder: Path) -> None:
     for gate, search in plan.variants:
         study = optuna.create_study(
             storage=storage,
-            study_name=study_name(plan, gate, search),
+            study_name=study_name(storage, plan, gate, search),
             sampler=sampler(plan, 0),
             load_if_exists=True,
         )
@@ -134,7 +137,9 @@ def rows_of(storage: BaseStorage, plan: StudyPlan) -> list[Row]:
     """Return the rows of all finished trials, by variant and number."""
     rows = []
     for gate, search in plan.variants:
-        study = optuna.load_study(storage=storage, study_name=study_name(plan, gate, search))
+        study = optuna.load_study(
+            storage=storage, study_name=study_name(storage, plan, gate, search)
+        )
         finished = [trial for trial in study.get_trials(deepcopy=False) if ROW in trial.user_attrs]
         finished.sort(key=lambda trial: int(trial.user_attrs[NUMBER]))
         rows += [json.loads(trial.user_attrs[ROW]) for trial in finished if _is_finished(trial)]

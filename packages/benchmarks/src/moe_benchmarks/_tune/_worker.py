@@ -89,7 +89,7 @@ def _next_variant(storage: BaseStorage, plan: StudyPlan) -> tuple[str, str] | No
     """Return the variant with waiting trials of which the fewest have begun."""
     best, fewest = None, None
     for variant in plan.variants:
-        study = optuna.load_study(storage=storage, study_name=study_name(plan, *variant))
+        study = optuna.load_study(storage=storage, study_name=study_name(storage, plan, *variant))
         trials: Sequence[optuna.trial.FrozenTrial] = study.get_trials(deepcopy=False)
         waiting = sum(trial.state is TrialState.WAITING for trial in trials)
         begun = len(trials) - waiting
@@ -102,7 +102,9 @@ def _run_one(
     storage: BaseStorage, plan: StudyPlan, gate: str, search: str, dataset: Dataset
 ) -> None:
     study = optuna.load_study(
-        storage=storage, study_name=study_name(plan, gate, search), sampler=sampler(plan, 0)
+        storage=storage,
+        study_name=study_name(storage, plan, gate, search),
+        sampler=sampler(plan, 0),
     )
     trial = study.ask()
     if NUMBER not in trial.user_attrs:
