@@ -57,6 +57,22 @@ def test_a_table_of_one_s_own_is_trained_on_and_continued(tmp_path: Path, moe_be
     assert "other settings" in other.stderr
 
 
+def test_a_run_of_a_table_is_not_continued_on_other_data(tmp_path: Path, moe_bench: Run) -> None:
+    table, out = tmp_path / "films.csv", tmp_path / "out"
+    rows = [f"{n % 7},{n % 5},{n % 3},{n % 4}" for n in range(100)]
+    table.write_text("\n".join(["user,item,rating,stars", *rows]))
+    options = ("train", f"--csv={table}", f"--out={out}", "--epochs=1")
+    done = moe_bench(*options)
+    assert done.returncode == 0, done.stderr
+    other = moe_bench(*options, "--user=item", "--item=user", "--targets=stars")
+    assert "other settings (user, item, targets)" in other.stderr
+    table.write_text("\n".join(["user,item,rating,stars", *rows, rows[0]]))
+    assert "other settings (csv)" in moe_bench(*options).stderr
+    settings = out / "settings.json"
+    settings.write_text("{")
+    assert f"{settings} is damaged" in moe_bench(*options).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

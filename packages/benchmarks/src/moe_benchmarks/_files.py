@@ -47,8 +47,14 @@ def claim_for(folder: Path, settings: Mapping[str, object], *, kind: str) -> Non
     path = folder / SETTINGS
     if not path.exists():
         write_json(path, settings)
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
-        msg = f"{folder} holds a {kind} with other settings; choose another folder with --out."
+        return
+    found = read_json(path)
+    changes = [name for name in {**found, **settings} if found.get(name) != settings.get(name)]
+    if changes:
+        msg = (
+            f"{folder} holds a {kind} with other settings ({', '.join(changes)}); "
+            "choose another folder with --out."
+        )
         raise ValueError(msg)
 
 

@@ -1,5 +1,6 @@
 """`moe-bench train`."""
 
+import hashlib
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -96,12 +97,17 @@ def train(
             epochs=epochs,
             patience=patience,
         )
+        determined_by = {"experiment": chosen.name, "share": share, **settings.to_dict()}
         if csv is None:
             dataset = load(chosen.dataset, data_dir, share=share)
         else:
             whole = read_table(csv, user=user, item=item, targets=names(targets), seed=seed)
             dataset = with_users(whole, share)
+            columns = {"user": user, "item": item, "targets": list(names(targets))}
+            determined_by |= {"csv": hashlib.sha256(csv.read_bytes()).hexdigest(), **columns}
         with joined(where) as own:
+            if rank() == 0:
+                claim_for(out, determined_by, kind="run")
             _train(chosen, settings, dataset.to(own), out, share, tensorboard=tensorboard)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the last epoch is in {out}. The same command continues it.")
@@ -133,9 +139,6 @@ def _train(
     tensorboard: bool,
 ) -> None:
     is_first = rank() == 0
-    if is_first:
-        wanted = {"experiment": experiment.name, "share": share, **settings.to_dict()}
-        claim_for(out, wanted, kind="run")
     console = Console(markup=False, highlight=False, quiet=not is_first)
     tasks = [task.name for task in dataset.tasks]
     log = EpochLog(out, tasks, len(dataset.train), tensorboard=tensorboard) if is_first else None
