@@ -72,6 +72,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> No
         ("u1,i1,yes,3,x", ["'clicked'", "line 52", "'yes'"]),
         ("u1,i1,1,inf,x", ["'minutes'", "line 52", "'inf'"]),
         ("u1,i1,1,nan,x", ["'minutes'", "line 52", "'nan'"]),
+        ("u1,i1,1,-1e39,x", ["'minutes'", "line 52", "float32", "'-1e39'"]),
         (" ,i1,1,3,x", ["'who'", "line 52"]),
         ("u1,,1,3,x", ["'what'", "line 52"]),
         ("u1,i1,1", ["line 52", "as many cells"]),

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from _synthetic import ratings
 from _tiny import command
 
+from moe_benchmarks._data._dataset import Dataset
 from moe_benchmarks._tune._plan import StudyPlan, sampled_settings
 from moe_benchmarks._tune._storage import (
     StudyError,
@@ -34,11 +38,16 @@ PLAN = StudyPlan(
 few_ratings = partial(ratings, 40, num_users=5, num_items=5)
 
 
-def run_here(folder: Path, plan: StudyPlan, url: str | None = None) -> list[Row]:
+def run_here(
+    folder: Path,
+    plan: StudyPlan,
+    url: str | None = None,
+    data: Callable[[], Dataset] = few_ratings,
+) -> list[Row]:
     with hold_study(folder, plan):
         storage = open_storage(folder, url)
         prepare(storage, plan, folder)
-        work(storage, plan, few_ratings)
+        work(storage, plan, data)
         return write_rows(storage, plan, folder)
 
 
@@ -129,6 +138,19 @@ def test_a_trial_that_fails_is_recorded(tmp_path: Path, monkeypatch: pytest.Monk
     assert {(row["state"], row["error"]) for row in rows} == {
         ("failed", "RuntimeError: no such luck")
     }
+
+
+def test_a_test_loss_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:
+    data = few_ratings()
+    seen, rating = data.test.targets
+    # The square of such an error is infinite in float32.
+    huge = replace(data.test, targets=(seen, torch.full_like(rating, 1e30)))
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("hash",), "searches": ("identity",)})
+    rows = run_here(tmp_path, plan, data=lambda: replace(data, test=huge))
+    assert numbers(rows) == wanted(plan)
+    for row in rows:
+        assert row["state"] == "failed"
+        assert "DivergedError: the test loss is not finite, routing trained" in str(row["error"])
 
 
 def test_tpe_stays_within_the_grids(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from moe_benchmarks._data._dataset import ITEM, USER, DataError, Dataset, Split,
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1
 MIN_ROWS = 10  # with fewer a split would be empty
 BINARY_VALUES = (0.0, 1.0)
+LARGEST_NUMBER = float(np.finfo(np.float32).max)  # what targets are held in
 
 
 def read_table(
@@ -121,8 +122,11 @@ def _number(path: Path, name: str, line: int, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        msg = f"{path}: column {name!r} must hold finite numbers, got {text!r} in line {line}."
+    if not abs(value) <= LARGEST_NUMBER:
+        msg = (
+            f"{path}: column {name!r} must hold numbers that are finite in float32, "
+            f"got {text!r} in line {line}."
+        )
         raise DataError(msg)
     return value
 

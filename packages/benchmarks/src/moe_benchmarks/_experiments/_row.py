@@ -3,6 +3,7 @@
 Axes: G gates (one a task), T rows, E experts.
 """
 
+import math
 import platform
 import subprocess
 import time
@@ -19,7 +20,7 @@ import moe_gates
 from moe_benchmarks._data._dataset import Dataset
 from moe_benchmarks._device import describe_device
 from moe_benchmarks._experiments._catalog import Experiment
-from moe_benchmarks._experiments._loop import Epoch, Trained, fit
+from moe_benchmarks._experiments._loop import DivergedError, Epoch, Trained, fit
 from moe_benchmarks._experiments._metrics import measure
 from moe_benchmarks._experiments._settings import TrialSettings
 
@@ -39,7 +40,13 @@ def run_trial(
     on_batch: Callable[[int, int], None] = lambda _done, _total: None,
     on_epoch: Callable[[int, Epoch], None] = lambda _number, _epoch: None,
 ) -> tuple[Row, Trained]:
-    """Train, measure, and return the row and the model."""
+    """Train, measure, and return the row and the model.
+
+    Raises
+    ------
+    DivergedError
+        If a loss is not finite: JSON has no such numbers.
+    """
     begin = time.perf_counter()
     trained = fit(
         experiment,
@@ -63,6 +70,10 @@ def run_trial(
                 hard=routing == "hard",
                 k=settings.k,
             )
+            loss = metrics[name][routing]["loss"]
+            if not math.isfinite(loss):
+                msg = f"the {name} loss is not finite, routing {routing}: {loss}."
+                raise DivergedError(msg)
             load = [moe_gates.expert_load(each).tolist() for each in weights_GTE]
     trained_seconds = sum(epoch.seconds for epoch in trained.history)
     row = {
