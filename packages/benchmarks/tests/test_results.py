@@ -1,9 +1,10 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
-from moe_benchmarks._gates import TRAINED_GATES
+from moe_benchmarks._gates import REPORTED_GATES, TRAINED_GATES
 from moe_benchmarks._report._findings import gate_finding, search_finding, speed_finding
 from moe_benchmarks._results import best_to_serve, mean_of, reported_results, validation_loss
 
@@ -62,6 +63,28 @@ def test_the_finding_calls_chance_chance() -> None:
     text = gate_finding(reported_results(results([8.0, 9.9], [8.0, 9.9])))
     assert text.startswith("COMET+ has the lowest validation loss here")
     assert "not more than chance" in text
+
+
+def test_three_standard_errors_of_three_seeds_are_chance() -> None:
+    # The other gates are at 9, so 0.5, 0.75 and 1.5 behind: t = 3.05, chance of 9 %.
+    every = results([8.5, 8.25, 7.5], [8.5, 8.25, 7.5])
+    text = gate_finding(reported_results(every))
+    assert "0.917 ± 0.300 nats behind, which is not more than chance" in text
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_equal_gates_are_seldom_called_apart(num_seeds: int) -> None:
+    rng = np.random.default_rng(0)
+    apart = 0
+    for _ in range(600):
+        losses = 8 + rng.normal(size=num_seeds) + rng.normal(size=(5, num_seeds))
+        reported = {
+            gate: [result(gate, seed, loss) for seed, loss in enumerate(each)]
+            for gate, each in zip(REPORTED_GATES, losses, strict=True)
+        }
+        apart += "not more than chance" not in gate_finding(reported)
+    # 5 to 6 % are meant, since the best is compared; 55 at 6 % is an accident of 1 in 1000.
+    assert apart < 55
 
 
 def test_one_seed_tells_no_gates_apart() -> None:

@@ -3,12 +3,12 @@
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from scipy import stats
+
+from moe_benchmarks._bootstrap import LEVEL
 from moe_benchmarks._gates import COMET, COMET_PLUS, COMET_SEARCHED
 from moe_benchmarks._latency import ALL_EXPERTS, SERVED, SPARSE
 from moe_benchmarks._results import Mean, Result, mean_of, reported_results, validation_loss
-
-# Standard errors from which on a difference is called one.
-APART = 2.0
 
 
 class GateRow(NamedTuple):
@@ -48,7 +48,10 @@ def gate_row(name: str, results: list[Result]) -> GateRow:
 
 
 def gate_finding(reported: dict[str, list[Result]]) -> str:
-    """Say which gate has the lowest validation loss, and whether COMET+ is apart from it."""
+    """Say which gate has the lowest validation loss, and whether COMET+ is apart from it.
+
+    A difference is more than chance by Student's t of the pairs, at 5 %.
+    """
     # COMET itself is never ahead of COMET+, which is one of the two.
     losses = {
         gate: [validation_loss(each) for each in some]
@@ -66,7 +69,9 @@ def gate_finding(reported: dict[str, list[Result]]) -> str:
     )
     if len(losses[best]) == 1:
         return f"{text}, on one seed, which cannot tell them apart."
-    apart = difference.value > APART * difference.standard_error
+    # Of few seeds a standard error is itself a guess: two of them are not 95 %.
+    least = float(stats.t.ppf((1 + LEVEL) / 2, len(losses[best]) - 1))
+    apart = difference.value > least * difference.standard_error
     return f"{text}{'' if apart else ', which is not more than chance'}, paired by seed."
 
 
