@@ -146,6 +146,13 @@ def test_a_share_of_the_users_keeps_all_their_rows_and_ratings(made: Dataset) ->
         assert int(split.inputs[ITEM].max()) < part.num_ids[ITEM]
 
 
+def test_a_share_that_leaves_a_task_without_a_value_is_refused() -> None:
+    user, item = np.arange(40) // 2, np.arange(40)
+    data = dataset_from_ratings("made", user, item, 1 + item % 5, seen="watched")
+    with pytest.raises(DataError, match=r"0\.05 of the users must have a value of 'rating' in the"):
+        with_users(data, 0.05)
+
+
 def test_a_whole_share_is_the_data_set_itself(made: Dataset) -> None:
     assert with_users(made, 1) is made
     assert with_rows(made, 1.0) is made

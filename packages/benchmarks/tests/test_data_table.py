@@ -112,6 +112,13 @@ def test_files_without_rows_or_values_are_refused(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
+def test_a_column_without_a_value_in_a_split_is_refused(tmp_path: Path) -> None:
+    rows = [f"u{row % 7},i{row % 5},{row % 2},{3 if row == 4 else ''},x" for row in range(100)]
+    path = write(tmp_path / "clicks.csv", rows)
+    with pytest.raises(DataError, match=r"clicks\.csv must have a value of 'minutes' in the"):
+        read(path)
+
+
 @pytest.mark.parametrize("targets", [[], ["clicked", "clicked"], ["who"]])
 def test_targets_must_be_different_columns(tmp_path: Path, targets: list[str]) -> None:
     with pytest.raises(ValueError, match="different columns"):

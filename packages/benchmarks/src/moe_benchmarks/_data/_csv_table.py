@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_benchmarks._data._dataset import ITEM, USER, DataError, Dataset, Split, Task
+from moe_benchmarks._data._dataset import (
+    ITEM,
+    USER,
+    DataError,
+    Dataset,
+    Split,
+    Task,
+    check_targets,
+)
 
 # Shares of the rows for training and validation; the rest is for the test.
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1
@@ -39,8 +47,8 @@ def read_table(
     Raises
     ------
     DataError
-        If the file, a column or a value is missing or cannot be read, or a column has no value;
-        the message names the column, the line of the file and the value.
+        If the file, a column or a value is missing or cannot be read, or a column has no value
+        in a split; the message names the column, the line of the file and the value.
     ValueError
         If `targets` is empty or names a column twice.
     """
@@ -57,7 +65,7 @@ def read_table(
         _split(user_index[rows], item_index[rows], columns.values[:, rows])
         for rows in np.split(order, cuts)
     )
-    return Dataset(
+    dataset = Dataset(
         name=path.stem,
         tasks=tuple(map(_task, targets, columns.values)),
         train=train,
@@ -66,6 +74,8 @@ def read_table(
         num_ids={USER: len(users), ITEM: len(items)},
         hash_input=ITEM,
     )
+    check_targets(dataset, str(path))
+    return dataset
 
 
 class _Columns(NamedTuple):

@@ -15,6 +15,8 @@ USER, ITEM = "user", "item"  # (T,) int64
 PIXELS = "pixels"  # (T, height, width) float32, dimensionless, 0..1
 PICTURE_ID = "picture_id"  # (T,) int64, equal for equal pictures
 
+SPLITS = ("train", "validation", "test")
+
 
 class DataError(ValueError):
     """A data file is missing, damaged, or not what it should be."""
@@ -79,5 +81,14 @@ class Dataset:
 
     def to(self, device: torch.device) -> "Dataset":
         """Return the same data on a device."""
-        splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
-        return replace(self, **splits)
+        return replace(self, **{name: getattr(self, name).to(device) for name in SPLITS})
+
+
+def check_targets(dataset: Dataset, /, what: str) -> None:
+    """Raise unless each task counts in a row of each split: without one its loss would be 0."""
+    for name in SPLITS:
+        split = getattr(dataset, name)
+        for task, target, present in zip(dataset.tasks, split.targets, split.present, strict=True):
+            if not (len(target) if present is None else present.any()):
+                msg = f"{what} must have a value of {task.name!r} in the {name} rows, got none."
+                raise DataError(msg)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_benchmarks._data._dataset import ITEM, USER, Dataset, Split
+from moe_benchmarks._data._dataset import ITEM, USER, Dataset, Split, check_targets
 
 
 def with_users(dataset: Dataset, share: float, *, seed: int = 0) -> Dataset:
@@ -24,6 +24,8 @@ def with_users(dataset: Dataset, share: float, *, seed: int = 0) -> Dataset:
 
     Raises
     ------
+    DataError
+        If a task has no value left in a split.
     ValueError
         If `share` is outside (0, 1].
     """
@@ -36,6 +38,7 @@ def with_users(dataset: Dataset, share: float, *, seed: int = 0) -> Dataset:
     kept = users[torch.from_numpy(np.sort(chosen))]
     note = f"Only {count} of {len(users)} users are used ({share:.3g} of them, seed {seed})."
     part = _with_rows(dataset, lambda split: torch.isin(split.inputs[USER], kept), note)
+    check_targets(part, f"a share of {share:.3g} of the users")
     return _compact(part)
 
 
