@@ -5,11 +5,9 @@ Axes: G gates (one a task), T rows, E experts.
 
 import math
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import moe_gates
 from moe_benchmarks._data._dataset import Dataset
 from moe_benchmarks._device import describe_device
 from moe_benchmarks._experiments._catalog import Experiment
+from moe_benchmarks._experiments._commit import commit_of
 from moe_benchmarks._experiments._loop import DivergedError, Epoch, Trained, fit
 from moe_benchmarks._experiments._metrics import measure
 from moe_benchmarks._experiments._settings import TrialSettings
@@ -136,7 +135,7 @@ def made_with(device: torch.device, *others: str) -> dict[str, Any]:
     `others` are packages that are named besides our own, PyTorch and NumPy.
     """
     return {
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__)),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in (*PACKAGES, *others)},
         "device": describe_device(device),
@@ -153,19 +152,3 @@ def same_numbers(row: Row) -> Row:
         for epoch in row.get("history", [])
     ]
     return {**kept, "history": epochs}
-
-
-@cache
-def _commit() -> str | None:
-    """Return the commit of the sources, with a + where they are changed; None outside of git."""
-    git = ("git", "-C", str(Path(__file__).parent))
-    try:
-        commit = subprocess.run(  # noqa: S603 - our own command
-            (*git, "rev-parse", "--short=12", "HEAD"), capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(  # noqa: S603 - our own command
-            (*git, "status", "--porcelain", "--", "."), capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changed else "")
