@@ -22,6 +22,7 @@ from moe_benchmarks._tune._storage import (
     claim_study,
     hold_study,
     open_storage,
+    open_study,
     prepare,
     read_rows,
     rows_of,
@@ -45,8 +46,7 @@ def run_here(
     data: Callable[[], Dataset] = few_ratings,
 ) -> list[Row]:
     with hold_study(folder, plan):
-        storage = open_storage(folder, url)
-        prepare(storage, plan, folder)
+        storage = open_study(folder, plan, url)
         work(storage, plan, data)
         return write_rows(storage, plan, folder)
 
@@ -258,6 +258,26 @@ def test_a_command_that_is_refused_leaves_the_plan_as_it_is(tmp_path: Path) -> N
 def test_plans_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StudyPlan(**{**vars(PLAN), **changes})
+
+
+def test_a_torn_line_of_the_journal_costs_no_more_than_its_trial(tmp_path: Path) -> None:
+    rows, journal = run_here(tmp_path, PLAN), tmp_path / "journal.log"
+    journal.write_bytes(journal.read_bytes()[:-20])  # the last trial's end
+    more = StudyPlan(**{**vars(PLAN), "trials": 3})
+    assert numbers(run_here(tmp_path, more)) == wanted(more)
+    again = run_here(tmp_path, more)
+    assert [row for row in again if row["trial"] != 2] == rows
+
+
+def test_a_damaged_journal_is_named_and_can_be_deleted(tmp_path: Path) -> None:
+    rows, journal = run_here(tmp_path, PLAN), tmp_path / "journal.log"
+    content = journal.read_bytes()
+    for old, new in ((b'"', b"\xff"), (b":", b"\n"), (b"directions", b"direktions")):
+        journal.write_bytes(content.replace(old, new, 1))
+        with pytest.raises(StudyError, match=r"journal\.log is damaged .* rows\.jsonl is contin"):
+            open_study(tmp_path, PLAN)
+    journal.unlink()
+    assert run_here(tmp_path, PLAN) == rows
 
 
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:

@@ -30,8 +30,7 @@ from moe_benchmarks._tune._plan import StudyPlan
 from moe_benchmarks._tune._storage import (
     StudyError,
     hold_study,
-    open_storage,
-    prepare,
+    open_study,
     write_rows,
 )
 from moe_benchmarks._tune._worker import run_workers
@@ -90,8 +89,7 @@ def tune(
         )
         read()  # what is missing is said before anything is begun
         with hold_study(out, plan):
-            opened = open_storage(out, storage)
-            prepare(opened, plan, out)
+            opened = open_study(out, plan, storage)
             _run(opened, plan, out, storage, partial(run_workers, load=read, num_workers=workers))
     except (DataError, DamagedFileError, StudyError, ValueError, OSError) as error:
         fail(str(error))

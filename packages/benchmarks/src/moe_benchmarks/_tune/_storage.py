@@ -7,6 +7,7 @@ exactly if its trial is finished.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,30 @@ def study_name(storage: BaseStorage, plan: StudyPlan, gate: str, search: str) ->
         return name
     fixed = json.dumps(plan.fixed, sort_keys=True)
     return f"{name}/{hashlib.sha256(fixed.encode()).hexdigest()[:16]}"
+
+
+def open_study(folder: Path, plan: StudyPlan, url: str | None = None) -> BaseStorage:
+    """Open the storage of a folder that is held, and prepare it.
+
+    Raises
+    ------
+    DamagedFileError
+        If the rows are damaged.
+    StudyError
+        If the journal is.
+    """
+    journal = folder / JOURNAL
+    if url is None:
+        _cut_torn_line(journal)
+    try:
+        storage = open_storage(folder, url)
+        prepare(storage, plan, folder)
+    except (ValueError, KeyError) as error:
+        if url is not None or isinstance(error, DamagedFileError):
+            raise
+        msg = f"{journal} is damaged ({error}); delete it and run again: {ROWS} is continued."
+        raise StudyError(msg) from error
+    return storage
 
 
 def prepare(storage: BaseStorage, plan: StudyPlan, folder: Path) -> None:
@@ -182,6 +207,13 @@ def read_rows(path: Path, *forms: frozenset[str]) -> list[Row]:
             raise DamagedFileError(msg) from error
         rows.append(row)
     return rows
+
+
+def _cut_torn_line(journal: Path) -> None:
+    """Cut what a full disk or a power cut left of a last line; Optuna would write on behind it."""
+    if journal.exists():
+        content = journal.read_bytes()
+        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def _is_finished(trial: FrozenTrial) -> bool:
