@@ -97,6 +97,14 @@ def test_a_wrong_baseline_is_named(
     assert done.stdout == ""
 
 
+def test_a_study_of_language_is_left_to_the_report(tmp_path: Path, moe_bench: Run) -> None:
+    row = {"task": "CoLA", "variant": "dense", "seed": 0, "scores": {}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    done = moe_bench("compare", str(tmp_path))
+    assert done.returncode == 2
+    assert "studies of `distil` are compared by `moe-bench report`" in done.stderr
+
+
 def test_a_missing_or_empty_study_is_named(tmp_path: Path, moe_bench: Run) -> None:
     assert "cannot read" in moe_bench("compare", str(tmp_path / "nowhere")).stderr
     (tmp_path / "rows.jsonl").write_text("")

@@ -16,6 +16,7 @@ from _published import (
     write_movielens,
     write_zip,
 )
+from _tiny import Run
 from torch import Tensor
 
 from moe_benchmarks._data._books import core
@@ -223,6 +224,28 @@ def test_the_publishers_xls_is_read_where_xlrd_is(
     assert sorted(ratings) == [-9.5, 0.25, 5.0]
 
 
+@pytest.mark.parametrize("command", ["tune", "speed"])
+def test_the_commands_say_what_reads_the_xls(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moe_bench: Run
+) -> None:
+    write_zip(tmp_path / "jester-data-1.zip", "jester-data-1.xls", b"a sheet")
+    monkeypatch.setitem(sys.modules, "xlrd", None)
+    out = tmp_path / "out"
+    done = moe_bench(command, "jester-1", f"--out={out}", f"--data-dir={tmp_path}")
+    assert done.returncode == 2
+    assert "moe-benchmarks[jester]" in done.stderr
+    assert not out.exists()
+
+
+def test_a_damaged_xls_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("xlrd")
+    head = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # of a spreadsheet, cut behind it
+    for content in (b"a sheet", head, head + bytes(2000)):
+        write_zip(tmp_path / "jester-data-1.zip", "jester-data-1.xls", content)
+        with pytest.raises(DataError, match=r"jester-data-1\.zip is damaged"):
+            load("jester-1", tmp_path)
+
+
 def test_books_drops_implicit_ratings_and_rare_books_and_users(tmp_path: Path) -> None:
     write_books(tmp_path)
     data = load("book-crossing", tmp_path)
@@ -262,6 +285,16 @@ def test_a_missing_file_is_named_with_the_folder_and_the_command(tmp_path: Path,
         assert words in str(caught.value)
 
 
+def renamed(archive: bytes, member: str) -> bytes:
+    """Return a zip archive whose directory says that a name is UTF-8, which it is not."""
+    entry = bytearray(archive)
+    start = archive.index(b"PK\1\2")
+    entry[start + 9] |= 8  # flag 11
+    place = archive.index(member.encode(), start)
+    entry[place] = 0xFF
+    return bytes(entry)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_archives_are_named(tmp_path: Path, name: str) -> None:
     file, member = FILES[name]
@@ -269,6 +302,7 @@ def test_damaged_archives_are_named(tmp_path: Path, name: str) -> None:
     write_zip(path, member, b"1" * 5000)
     whole = path.read_bytes()
     cases = [b"", b"no archive", whole[:-30], b"PK\3\4" + bytes(40) + whole[44:]]
+    cases.append(renamed(whole, member))
     for content in cases:
         path.write_bytes(content)
         with pytest.raises(DataError, match=file):
@@ -290,6 +324,7 @@ def test_damaged_archives_are_named(tmp_path: Path, name: str) -> None:
         ("jester-1", ",".join(["1", "55", *["99"] * 99]), r"\[-10, 10\]"),
         ("jester-1", ",".join(["0", *["99"] * 100]), "at least 1"),
         ("book-crossing", "user;book\n", "User-ID"),
+        ("book-crossing", '"User-ID";"ISBN";"Book-Rating"\r1;x;1\r', "new-line"),
         ("book-crossing", '"User-ID";"ISBN";"Book-Rating"\n"1";"x"\n', "line 2"),
         ("book-crossing", '"User-ID";"ISBN";"Book-Rating"\n"1";"x";"11"\n', "got 11 in line 2"),
         ("book-crossing", '"User-ID";"ISBN";"Book-Rating"\n"1";"x";"1"\n', "at least one rating"),

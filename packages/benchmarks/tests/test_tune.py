@@ -16,6 +16,7 @@ from _synthetic import ratings
 from _tiny import command
 
 from moe_benchmarks._data._dataset import Dataset
+from moe_benchmarks._files import DamagedFileError
 from moe_benchmarks._tune._plan import StudyPlan, sampled_settings
 from moe_benchmarks._tune._storage import (
     StudyError,
@@ -283,5 +284,8 @@ def test_a_damaged_journal_is_named_and_can_be_deleted(tmp_path: Path) -> None:
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"gate": 1, "search": 2, "trial": 3, "state": 4}) + "\n{")
-    with pytest.raises(ValueError, match=r"rows.jsonl, line 2, is damaged"):
+    with pytest.raises(DamagedFileError, match=r"rows.jsonl, line 2, is damaged"):
+        read_rows(path)
+    path.write_bytes(b'{"gate": "\xff"}')
+    with pytest.raises(DamagedFileError, match=r"rows.jsonl is damaged"):
         read_rows(path)

@@ -10,11 +10,13 @@ from rich.table import Table
 from moe_benchmarks._cli._common import fail, read_studies
 from moe_benchmarks._differences import Difference
 from moe_benchmarks._files import DamagedFileError
+from moe_benchmarks._language._study import LANGUAGE
 from moe_benchmarks._statistics import Routing, TopShare
 from moe_benchmarks._study_report._compare import Lead, behind, lead
 from moe_benchmarks._study_report._findings import main_finding, signed
 from moe_benchmarks._study_report._names import NO_SEARCH
 from moe_benchmarks._study_report._study import Study, Variant, studies
+from moe_benchmarks._tune._storage import TRIAL
 
 
 def compare(
@@ -40,7 +42,10 @@ def compare(
     """
     console = Console(markup=False, highlight=False)
     try:
-        found = studies(read_studies(folders))
+        rows = read_studies(folders, TRIAL, LANGUAGE)
+        if any(set(row) >= LANGUAGE for row in rows):
+            fail("studies of `distil` are compared by `moe-bench report`; name those of `tune`.")
+        found = studies(rows)
         # A baseline of none of the studies is said before anything is printed.
         compared = [_compare(study, to, routing) for study in found]
     except (DamagedFileError, OSError, ValueError) as error:

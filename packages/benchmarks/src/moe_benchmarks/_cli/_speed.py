@@ -58,7 +58,7 @@ def speed(
             rows = [each.to_dict() for each in found]
             about = {"experiment": experiment, "threads": torch.get_num_threads()}
             write_json(out, {**about, **made_with(where), "rows": rows})
-    except (DataError, ValueError, OSError, RuntimeError) as error:
+    except (DataError, ImportError, ValueError, OSError, RuntimeError) as error:
         fail(str(error))
     console.print(_table(found))
     if out is not None:

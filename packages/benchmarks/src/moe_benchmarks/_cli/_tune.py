@@ -91,7 +91,7 @@ def tune(
         with hold_study(out, plan):
             opened = open_study(out, plan, storage)
             _run(opened, plan, out, storage, partial(run_workers, load=read, num_workers=workers))
-    except (DataError, DamagedFileError, StudyError, ValueError, OSError) as error:
+    except (DataError, DamagedFileError, StudyError, ImportError, ValueError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         console.print(f"stopped; what is done is in {out}. The same command continues it.")

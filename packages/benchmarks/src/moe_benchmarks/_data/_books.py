@@ -47,7 +47,7 @@ def load_books(data_dir: Path, /, *, seed: int = 0, min_ratings: int = MIN_RATIN
         return dataset_from_ratings(
             BOOKS, user[kept], book[kept], rating[kept], seen=SEEN, seed=seed, notes=(note,)
         )
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise damaged(path, error) from error
 
 

@@ -62,9 +62,10 @@ def _read_xls(content: bytes) -> NDArray[np.float64]:
         raise ModuleNotFoundError(msg) from error
     try:
         sheet = xlrd.open_workbook(file_contents=content).sheet_by_index(0)
-    except xlrd.XLRDError as error:
+        rows = [sheet.row_values(row) for row in range(sheet.nrows)]
+    except Exception as error:  # xlrd (2.0) has errors without a common class, and others'
         raise DataError(str(error)) from error
-    return np.array([sheet.row_values(row) for row in range(sheet.nrows)], dtype=np.float64)
+    return np.array(rows, dtype=np.float64)
 
 
 def _checked(table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,8 +6,16 @@ from pathlib import Path
 
 from moe_benchmarks._data._dataset import DataError
 
-# What damaged archives raise: a flipped bit can look like encryption or another version.
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+# What damaged archives raise: a flipped bit can look like encryption or another version, or be
+# in a name.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
 
 
 def find_file(data_dir: Path, file: str, /, *, dataset: str) -> Path:

@@ -196,6 +196,9 @@ def read_rows(path: Path, *forms: frozenset[str]) -> list[Row]:
     except OSError as error:
         msg = f"cannot read {path}: {error.strerror}."
         raise DamagedFileError(msg) from error
+    except UnicodeDecodeError as error:
+        msg = f"{path} is damaged ({error})."
+        raise DamagedFileError(msg) from error
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
