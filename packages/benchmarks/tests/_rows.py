@@ -72,16 +72,16 @@ def trial(
         "commit": "2f291fe",
         "versions": {"python": "3.11.2", "torch": "2.13.0"},
         "device": "cpu (made up, 1 thread)",
-        "machine": "abc123",
     }
     return row | changes
 
 
 def failed(number: int, error: str = "loss is NaN", **changes: Any) -> dict[str, Any]:
     """Return a failed trial, which has no results."""
-    kept = ("experiment", "fraction", "gate", "search", "trial", "settings", "commit", "versions")
+    kept = ("experiment", "fraction", "gate", "search", "trial", "settings", "commit", "versions",
+            "device")  # fmt: skip
     row = trial(number, 1.0, **changes)
-    rest = {key: row[key] for key in (*kept, "device", "machine")}
+    rest = {key: row[key] for key in kept}
     return rest | {"state": "failed", "error": error}
 
 

@@ -96,6 +96,14 @@ def test_a_missing_column_is_named_with_those_that_there_are(tmp_path: Path) -> 
         read_table(path, user="who", item="what", targets=["clicked", "seen"])
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "clicks.csv", table(), header="who,what,clicked,minutes,clicked")
+    with pytest.raises(DataError, match=r"clicks\.csv must have one column 'clicked', got several"):
+        read(path)
+    unused = write(tmp_path / "clicks.csv", table(), header="who,what,clicked,minutes,")
+    assert len(read(unused).tasks) == 2
+
+
 def test_files_without_rows_or_values_are_refused(tmp_path: Path) -> None:
     cases = {
         "empty": ("", "no column 'who'"),

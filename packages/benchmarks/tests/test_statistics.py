@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from _rows import failed, study, trial
+from numpy.typing import NDArray
 
+from moe_benchmarks._bootstrap import Floats
 from moe_benchmarks._differences import are_paired, difference, paired_difference
 from moe_benchmarks._statistics import (
     best_of,
-    expected_best,
     losses,
     share_size,
     speedup,
@@ -30,6 +31,15 @@ def distinct(rows: list[dict[str, Any]], offset: int) -> list[dict[str, Any]]:
     for row in rows:
         row["settings"]["seed"] += offset
     return rows
+
+
+def expected_best(values: Floats, num_draws: NDArray[np.int64]) -> Floats:
+    """Return the exact expectation of the smallest of N values drawn with replacement."""
+    size = len(values)
+    at_least = (1 - np.arange(size + 1) / size)[None, :] ** num_draws[:, None]
+    # The i-th smallest is the smallest drawn if all are at least it, and not all above it.
+    chance = at_least[:, :-1] - at_least[:, 1:]
+    return np.asarray(np.sum(chance * np.sort(values)[None, :], axis=1), dtype=np.float64)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +168,12 @@ def test_a_search_that_never_reaches_the_loss_is_no_faster() -> None:
     assert found.searched.value == math.inf
     assert found.ratio.value == 0
     assert 0 < found.ratio.high < 28
+
+
+def test_a_search_that_is_much_worse_is_not_shown_to_be_slower() -> None:
+    found = speedup(study(30), distinct(study(30, mean=0.9, seed=1), 1000))
+    assert found.ratio.value == 0
+    assert found.ratio.high > 1
 
 
 def test_a_speedup_needs_a_loss_to_reach() -> None:

@@ -111,9 +111,13 @@ def _rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[str, str
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            header = list(reader.fieldnames or ())
             for name in names:
-                if name not in (reader.fieldnames or ()):
-                    msg = f"{path} has no column {name!r}; it has {list(reader.fieldnames or ())}."
+                if name not in header:
+                    msg = f"{path} has no column {name!r}; it has {header}."
+                    raise DataError(msg)
+                if header.count(name) > 1:
+                    msg = f"{path} must have one column {name!r}, got several."
                     raise DataError(msg)
             for row in reader:
                 if None in row or None in row.values():

@@ -140,15 +140,3 @@ def made_with(device: torch.device, *others: str) -> dict[str, Any]:
         | {name: version(name) for name in (*PACKAGES, *others)},
         "device": describe_device(device),
     }
-
-
-def same_numbers(row: Row) -> Row:
-    """Return a row without its times, which differ from run to run."""
-    kept = {
-        name: value for name, value in row.items() if name not in ("seconds", "rows_per_second")
-    }
-    epochs = [
-        {name: value for name, value in epoch.items() if name != "seconds"}
-        for epoch in row.get("history", [])
-    ]
-    return {**kept, "history": epochs}

@@ -1,8 +1,7 @@
 """Settings of one trial: frozen, checked, and kept with its result."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from moe_benchmarks._checks import LARGEST_SEED, check_integer, check_range, refuse
@@ -102,15 +101,6 @@ class TrialSettings:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON can hold them."""
         return {**asdict(self), "task_weights": list(self.task_weights)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read settings back; a key that is none of them is an error."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            msg = f"`settings` must not hold {unknown}, which are no settings of a trial."
-            raise ValueError(msg)
-        return cls(**{**values, "task_weights": tuple(values["task_weights"])})
 
 
 def _is_real(value: object) -> bool:

@@ -51,7 +51,6 @@ def render_study(rows: Sequence[dict[str, Any]], *, title: str) -> tuple[str, st
 
 
 def _describe(made_with: tuple[Any, ...]) -> str:
-    versions, device, machine = made_with
+    versions, device = made_with
     parts = [", ".join(f"{name} {version}" for name, version in versions), device]
-    parts.append(f"machine {machine}" if machine else "")
     return "; ".join(part for part in parts if part) or "unknown"

@@ -95,9 +95,9 @@ def trials_table(study: Study, environments: Sequence[tuple[Any, ...]]) -> Table
 
 
 def environment(row: Row) -> tuple[Any, ...]:
-    """Return what a trial was made with: versions, device and machine."""
+    """Return what a trial was made with: versions and device."""
     versions = tuple(sorted((row.get("versions") or {}).items()))
-    return versions, row.get("device") or "", row.get("machine") or ""
+    return versions, row.get("device") or ""
 
 
 def environment_anchor(place: int) -> str:

@@ -242,9 +242,9 @@ def _finish_waiting(storage: BaseStorage, study: optuna.Study, rows: Mapping[int
     """Finish waiting trials that another machine has run, which Optuna's own `tell` refuses."""
     study_id = storage.get_study_id_from_name(study.study_name)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        number = trial.user_attrs.get(NUMBER)
-        if number in rows:
-            done = _finished(number, rows[number])
+        row = rows.get(trial.user_attrs[NUMBER])
+        if row is not None:
+            done = _finished(row["trial"], row)
             trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
             storage.set_trial_user_attr(trial_id, ROW, done.user_attrs[ROW])
             storage.set_trial_state_values(trial_id, done.state, done.values)
