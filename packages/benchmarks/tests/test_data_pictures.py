@@ -1,5 +1,4 @@
 import gzip
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,12 +173,11 @@ def test_damaged_svhn_files_are_named(tmp_path: Path) -> None:
     write_svhn(tmp_path)
     path = tmp_path / "svhn" / "train_32x32.mat"
     whole = path.read_bytes()
-    plain = io.BytesIO()
-    savemat(plain, {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[1], [10]], np.uint8)})
-    kind = bytearray(plain.getvalue())
+    savemat(path, {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[1], [10]], np.uint8)})
+    kind = bytearray(path.read_bytes())
     kind[144] = 255  # of the first array
     cut = [whole[:size] for size in (0, 50, 127, 200, len(whole) // 2)]
-    for content in (*cut, b"x" * 500, kind):
+    for content in (*cut, b"x" * 500, bytes(kind)):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"train_32x32\.mat"):
             load("mnist-svhn", tmp_path)
