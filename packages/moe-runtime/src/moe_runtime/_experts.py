@@ -34,8 +34,11 @@ class StackedLinear(nn.Module):
 
     def one(self, expert: int, x_TD: Tensor) -> Tensor:
         """Map every row with one expert: (T, D) to (T, O)."""
-        bias = None if self.bias is None else self.bias[expert].to(x_TD.dtype)
-        return linear(x_TD, self.weight[expert].to(x_TD.dtype), bias)
+        bias = None if self.bias is None else self.bias[expert]
+        weight = self.weight[expert]
+        if weight.dtype is not x_TD.dtype:  # to ask is faster than to cast to what it is already
+            weight, bias = weight.to(x_TD.dtype), None if bias is None else bias.to(x_TD.dtype)
+        return linear(x_TD, weight, bias)
 
     def every(self, x: Tensor) -> Tensor:
         """Map every row with every expert: (T, D) or (E, T, D) to (E, T, O)."""
@@ -160,7 +163,7 @@ class Experts(ExpertSet):
         dtype = self.computed_in(layers[0][0].weight)
         outputs = []
         for expert, x in blocks:
-            y = x.to(dtype)
+            y = x if x.dtype is dtype else x.to(dtype)
             for stack, step in layers:
                 y = step(stack.one(expert, y))
             outputs.append(y)
