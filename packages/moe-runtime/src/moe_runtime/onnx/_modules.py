@@ -88,6 +88,11 @@ def inline(graph: ir.Graph, node: ir.Node, mixture: ir.Model, prefix: str) -> No
         ir.convenience.replace_all_uses_with(source, target)
     (y,) = inner.outputs
     inner.outputs.clear()
+    # ONNX Runtime (1.32) gives values the same memory where axes of the same names make up their
+    # shapes. In another mixture, or in a second use of this one, the names stand for other sizes.
+    for each in inner.all_nodes():
+        for output in each.outputs:
+            output.shape = None
     nodes = list(inner)
     inner.remove(nodes)
     initializers = list(inner.initializers.values())
