@@ -29,7 +29,6 @@ from moe_runtime.onnx import (
     export,
     lower,
     verify,
-    write_triton_repository,
 )
 from moe_runtime.onnx._decided import decided_rows
 
@@ -322,28 +321,6 @@ def test_a_penalty_that_would_count_padding_is_refused(tmp_path: Path) -> None:
     names: dict[str, Any] = {"input_names": ["tokens", "mask"], "output_names": ["y", "penalty"]}
     with pytest.raises(ExportError, match="'penalty': nan"):
         export(WithPenalty(), inputs, tmp_path, hard=True, **names)
-
-
-class Centred(Block):
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.mixture(x).output
-        return output - output.mean(0)
-
-
-def test_outputs_that_depend_on_the_batch_are_known_and_not_batched(tmp_path: Path) -> None:
-    router = TopKRouter(DIM, 4, k=2)
-    found = {}
-    for model in (Block("relu", router), Centred("relu", router)):
-        folder = tmp_path / type(model).__name__
-        export_block(model, folder)
-        info = json.loads((folder / "model_info.json").read_text())
-        found[type(model).__name__] = info["batch_dependent"]
-    assert found == {"Block": [], "Centred": ["y"]}
-    write_triton_repository(tmp_path / "Block", tmp_path / "served", name="block")
-    with pytest.raises(ValueError, match="Triton joins requests of several clients; got y"):
-        write_triton_repository(tmp_path / "Centred", tmp_path / "served", name="centred")
-    served: dict[str, Any] = {"name": "centred", "max_batch_size": 0}
-    write_triton_repository(tmp_path / "Centred", tmp_path / "served", **served)
 
 
 def test_a_bfloat16_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:

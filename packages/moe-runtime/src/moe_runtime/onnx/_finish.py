@@ -43,8 +43,9 @@ def finish(stage: Path, model: ir.Model, work: Work) -> Verification:
     if work.info["stored_as_bfloat16"]:
         store_bfloat16(model)
     is_large = save_model(model, stage / MODEL_FILE)
-    rows = (len(next(iter(case.inputs.values()))) for case in work.cases)
-    sizes = tuple(sorted({count for count in rows if count in BATCH_SIZES}))
+    rows = {len(next(iter(case.inputs.values()))) for case in work.cases}
+    # The examples as a whole, if nothing else can be compared.
+    sizes = tuple(sorted(rows.intersection(BATCH_SIZES) or rows))
     logger.info("verifying the model on batches of %s rows", sizes)
     verification = Verification(
         batch_sizes=sizes,

@@ -16,7 +16,7 @@ from moe_runtime.onnx._arguments import PACKAGES
 from moe_runtime.onnx._difference import Difference
 from moe_runtime.onnx._requirements import require
 from moe_runtime.onnx._trace import BATCH
-from moe_runtime.onnx._verify import Case
+from moe_runtime.onnx._verify import Arrays, Case
 
 # A batch whose first row is compared with the same row alone, and by how much rounding, of
 # float16 at most, may move it.
@@ -41,18 +41,20 @@ def describe(model: nn.Module, traced: ir.Model) -> dict[str, Any]:
 def batch_dependent(cases: Sequence[Case], outputs: Sequence[dict[str, Any]]) -> list[str]:
     """Name the outputs whose answer for a row depends on the others, which no server may batch.
 
-    Among them are those that have no rows as their first axis, as a penalty.
+    Among them are those that have no rows, as a penalty.
     """
-    by_size = {len(next(iter(case.inputs.values()))): case.answers for case in cases}
+    by_size: dict[int, Arrays] = {}
+    for case in cases:
+        # The first of each size: those at half the size of other axes come last.
+        by_size.setdefault(len(next(iter(case.inputs.values()))), case.answers)
     alone, beside = by_size[1], by_size[MANY_ROWS]
     dependent = []
     for output in outputs:
-        name = output["name"]
-        has_rows = output["shape"][:1] == [BATCH]
+        name, shape = output["name"], output["shape"]
         apart = Difference()
-        if has_rows:
-            apart.add(beside[name][:1], alone[name])
-        if not has_rows or not apart.largest <= BATCH_TOLERANCE:
+        if BATCH in shape:
+            apart.add(beside[name].take([0], shape.index(BATCH)), alone[name])
+        if BATCH not in shape or not apart.largest <= BATCH_TOLERANCE:
             dependent.append(name)
     return dependent
 

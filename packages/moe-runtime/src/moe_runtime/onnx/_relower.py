@@ -74,15 +74,15 @@ def _kept(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cases(examples: Case, info: dict[str, Any]) -> list[Case]:
-    """Make batches of all sizes of the example rows, in turn; for outputs that have rows."""
+    """Make batches of all sizes of the example rows, in turn; for outputs that know each row's."""
     num_rows = next(iter(examples.inputs.values())).shape[0]
     axes = {
         output["name"]: output["shape"].index(BATCH)
         for output in info["outputs"]
-        if BATCH in output["shape"]
+        if BATCH in output["shape"] and output["name"] not in info.get("batch_dependent", ())
     }
     cases = [examples]
-    for size in stored_batch_sizes(info):
+    for size in stored_batch_sizes(info) if axes else ():
         rows = np.arange(size) % num_rows
         inputs = {name: array[rows] for name, array in examples.inputs.items()}
         answers = {name: examples.answers[name].take(rows, axis) for name, axis in axes.items()}

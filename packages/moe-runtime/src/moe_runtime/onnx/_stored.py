@@ -63,7 +63,8 @@ def verify(
     """Compare an export with its stored PyTorch answers, on this machine and without PyTorch.
 
     Every file must be what was written, to the bit. Then ONNX Runtime answers the example
-    rows in batches of none to hundreds of rows.
+    rows in batches of none to hundreds of rows; outputs that depend on their whole batch are
+    compared for all of the rows together.
 
     Parameters
     ----------
@@ -97,9 +98,13 @@ def verify(
     check_files(folder, digests(info))
     tolerance = _tolerance(folder, info, tolerance)
     session = Session(folder / MODEL_FILE, num_threads=num_threads)
+    examples = read_examples(folder)
+    axes = _row_axes(session, info)
+    _check_outputs(folder, session, examples, axes)
+    has_rows = any(axis is not None for axis in axes.values())
+    sizes = stored_batch_sizes(info) if has_rows else ()
     measures: dict[str, Difference] = {}
-    sizes = stored_batch_sizes(info)
-    for inputs, wanted in _batches(folder, session, read_examples(folder), sizes):
+    for inputs, wanted in _batches(examples, axes, sizes):
         for _ in range(repeats):
             answers = _run(folder, session, inputs)
             for name, stored in wanted.items():
@@ -111,7 +116,7 @@ def verify(
         for value in session.outputs
         if value.name in measures
     }
-    return StoredVerification(sizes, errors, tolerance)
+    return StoredVerification(sizes or (_num_rows(examples),), errors, tolerance)
 
 
 def _tolerance(folder: Path, info: dict[str, Any], given: float | None) -> float:
@@ -126,15 +131,16 @@ def _tolerance(folder: Path, info: dict[str, Any], given: float | None) -> float
     raise ValueError(msg)
 
 
+def _num_rows(examples: Examples) -> int:
+    return len(next(iter(examples.inputs.values())))
+
+
 def _batches(
-    folder: Path, session: Session, examples: Examples, sizes: Iterable[int]
+    examples: Examples, axes: dict[str, int | None], sizes: Iterable[int]
 ) -> Iterator[tuple[Arrays, Arrays]]:
     """Yield inputs, rows round and round, and the stored answers that belong to them."""
-    num_rows = len(next(iter(examples.inputs.values())))
-    axes = {value.name: _row_axis(value, session) for value in session.outputs}
-    _check_outputs(folder, session, examples, axes)
     for size in sizes:
-        rows = np.arange(size) % num_rows
+        rows = np.arange(size) % _num_rows(examples)
         inputs = {name: array[rows] for name, array in examples.inputs.items()}
         yield (
             inputs,
@@ -150,6 +156,15 @@ def _batches(
         yield examples.inputs, whole
 
 
+def _row_axes(session: Session, info: dict[str, Any]) -> dict[str, int | None]:
+    """Find the axis of each output along which a row has an answer of its own, if it has one."""
+    dependent = info.get("batch_dependent", ())
+    return {
+        value.name: None if value.name in dependent else _row_axis(value, session)
+        for value in session.outputs
+    }
+
+
 def _row_axis(value: TensorSpec, session: Session) -> int | None:
     """Find the axis of an output that is called as the inputs' first one, their rows."""
     rows = session.inputs[0].shape[0]
@@ -159,16 +174,17 @@ def _row_axis(value: TensorSpec, session: Session) -> int | None:
 def _check_outputs(
     folder: Path, session: Session, examples: Examples, axes: dict[str, int | None]
 ) -> None:
-    """Refuse answers for no output, and outputs that have rows without an answer for each."""
-    num_rows = len(next(iter(examples.inputs.values())))
+    """Refuse answers for no output, outputs without an answer, and rows without one each."""
+    num_rows = _num_rows(examples)
     problems = [f"'output.{name}' is unknown" for name in examples.outputs if name not in axes]
     for value in session.outputs:
         stored, axis = examples.outputs.get(value.name), axes[value.name]
-        if axis is None:
-            continue
-        if stored is None or stored.ndim != len(value.shape) or stored.shape[axis] != num_rows:
-            found = "missing" if stored is None else f"of shape {stored.shape}"
-            problems.append(f"'output.{value.name}' is {found}, not {value.shape}")
+        if stored is None:
+            problems.append(f"'output.{value.name}' is missing, not {value.shape}")
+        elif axis is not None and (
+            stored.ndim != len(value.shape) or stored.shape[axis] != num_rows
+        ):
+            problems.append(f"'output.{value.name}' is of shape {stored.shape}, not {value.shape}")
     if problems:
         msg = (
             f"{folder / EXAMPLES_FILE} is not of this model with {num_rows} rows: "
