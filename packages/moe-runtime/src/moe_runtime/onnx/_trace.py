@@ -17,6 +17,7 @@ from torch.export import Dim
 
 from moe_runtime.onnx._graph import DOMAIN
 from moe_runtime.onnx._reshapes import close_reshapes
+from moe_runtime.onnx._transposes import delay_transposes
 
 Shapes = Mapping[int, Dim] | list[dict[int, Dim]]
 
@@ -61,6 +62,7 @@ def trace(
     # The exporter (torch 2.13) gives an output its name even where a value inside has it.
     NameFixPass()(traced)
     close_reshapes(traced.graph)
+    delay_transposes(traced.graph)
     return traced
 
 
