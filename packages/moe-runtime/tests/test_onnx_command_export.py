@@ -94,6 +94,22 @@ def test_a_mixture_alone_needs_no_rows(capsys: Capture, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_drawn", [True, False])
+def test_a_mixture_in_half_precision_is_exported(
+    capsys: Capture, tmp_path: Path, dtype: torch.dtype, *, is_drawn: bool
+) -> None:
+    saved, folder = save(make_mixture("top_k", 3).to(dtype), tmp_path / "saved"), tmp_path / "out"
+    # What NumPy has of it, and what the exported model takes.
+    taken = np.float16 if dtype is torch.float16 else np.float32
+    rows = np.random.default_rng(0).standard_normal((300, DIM)).astype(taken)
+    np.save(tmp_path / "rows.npy", rows)
+    given = [] if is_drawn else ["--inputs", tmp_path / "rows.npy"]
+    done = run_command(capsys, "export", saved, folder, *given)
+    assert done.code == 0, done.err
+    assert list(Session(folder).run(x=rows[:2])) == ["output", "penalty", "weights"]
+
+
 def test_a_class_of_the_users_is_found_where_it_is_imported_from(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[Call]
 ) -> None:
@@ -161,6 +177,8 @@ def test_a_router_that_reads_other_features_gets_its_own() -> None:
         "router_input": (512, 9),
     }
     model(*inputs.values())
+    model.half()
+    model(*_saved_model.draw_inputs(model).values())
 
 
 def test_drawn_rows_are_the_same_each_time() -> None:

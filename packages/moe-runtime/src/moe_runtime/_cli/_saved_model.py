@@ -12,6 +12,7 @@ from moe_runtime._hash_router import HashRouter
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._pretrained import PretrainedModule
 from moe_runtime._router import Router
+from moe_runtime.onnx._bfloat16 import widened, without_bfloat16
 from moe_runtime.onnx._folder import read_arrays
 
 # As many as an export is verified with, about.
@@ -41,8 +42,8 @@ def draw_inputs(model: PretrainedModule) -> dict[str, Tensor]:
     if not isinstance(model, MultiGateMixtureOfExperts):
         msg = f"`--inputs` must be given for a {type(model).__name__}: only a mixture's are known."
         raise TypeError(msg)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(NUM_ROWS, model.experts.in_features, generator=generator)
+    generator, dtype = torch.Generator().manual_seed(0), model.experts.dtype
+    x = torch.randn(NUM_ROWS, model.experts.in_features, generator=generator).to(dtype)
     routers = [router for router in model.routers if isinstance(router, Router)]
     sizes = [router.num_ids for router in routers if isinstance(router, HashRouter)]
     if sizes:
@@ -53,13 +54,16 @@ def draw_inputs(model: PretrainedModule) -> dict[str, Tensor]:
         return {"x": x}
     # Where they differ, `forward` says so.
     width = max(width for width in widths if width is not None)
-    return {"x": x, "router_input": torch.randn(NUM_ROWS, width, generator=generator)}
+    features = torch.randn(NUM_ROWS, width, generator=generator).to(dtype)
+    return {"x": x, "router_input": features}
 
 
 def output_names(model: PretrainedModule, inputs: dict[str, Tensor]) -> list[str]:
     """Name the outputs as the fields of what the model returns, or number them."""
+    # In the form that is exported: a file of arrays cannot hold rows in bfloat16.
+    form = without_bfloat16(model)
     with torch.no_grad():
-        outputs = model(*(value[:2] for value in inputs.values()))
+        outputs = form(*(widened(value[:2]) for value in inputs.values()))
     count = 1 if isinstance(outputs, Tensor) else len(outputs)
     return list(getattr(outputs, "_fields", [f"output_{index}" for index in range(count)]))
 

@@ -1,7 +1,6 @@
 """From a PyTorch model to an ONNX graph with one opaque node a mixture."""
 
 import ast
-import copy
 import inspect
 import logging
 import warnings
@@ -103,26 +102,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def without_bfloat16(model: nn.Module) -> nn.Module:
-    """Return the model with its bfloat16 weights as float32, the same numbers; or as it is."""
-    if all(each.dtype is not torch.bfloat16 for each in model.state_dict().values()):
-        return model
-    try:
-        return copy.deepcopy(model).float()
-    except RuntimeError as error:
-        msg = (
-            "`model` must be one that can be copied, to compute in float32 what it stores in "
-            "bfloat16; one that keeps tensors of an earlier forward pass as attributes cannot: "
-            f"{error}"
-        )
-        raise ValueError(msg) from error
-
-
 def store_bfloat16(model: ir.Model) -> None:
-    """Store large float32 constants that are bfloat16 numbers as such, and cast them when loaded.
-
-    ONNX Runtime (1.32) has no products of bfloat16 on the CPU, so that arithmetic is float32.
-    """
+    """Store large float32 constants that are bfloat16 numbers as such; loading casts them."""
     import ml_dtypes  # noqa: PLC0415 - comes with onnx_ir
 
     graph = model.graph

@@ -16,6 +16,7 @@ from moe_runtime._expert_set import ExpertSet
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._modes import evaluating
 from moe_runtime._router import hard_routing
+from moe_runtime.onnx._bfloat16 import widened, without_bfloat16
 from moe_runtime.onnx._decided import decided_rows
 from moe_runtime.onnx._difference import BATCH_SIZES, SMALLEST_BATCH
 from moe_runtime.onnx._errors import ExportError
@@ -25,7 +26,7 @@ from moe_runtime.onnx._folder import CANONICAL_FILE
 from moe_runtime.onnx._info import batch_dependent, describe
 from moe_runtime.onnx._lower import MODULES, check_target
 from moe_runtime.onnx._modules import inline, module_mixture, module_nodes
-from moe_runtime.onnx._trace import BATCH, trace, without_bfloat16
+from moe_runtime.onnx._trace import BATCH, trace
 from moe_runtime.onnx._verification import Change, Verification
 from moe_runtime.onnx._verify import Case, mix, verify_mixture
 
@@ -77,7 +78,7 @@ def write_export(
     """Write an export, or nothing."""
     model = without_bfloat16(given)
     reference = _Reference(model, request)
-    inputs = [_without_bfloat16(example) for example in example_inputs]
+    inputs = [widened(example) for example in example_inputs]
     with staged(folder) as stage, evaluating(model), torch.no_grad():
         soft = reference(inputs)
         _check_numbers(soft, folder)
@@ -121,10 +122,6 @@ def _check_numbers(answers: Mapping[str, Tensor], folder: Path) -> None:
             f"{wrong}; nothing was written to {folder}."
         )
         raise ExportError(msg)
-
-
-def _without_bfloat16(example: Tensor) -> Tensor:
-    return example.float() if example.dtype is torch.bfloat16 else example
 
 
 def _decided_inputs(model: nn.Module, inputs: Sequence[Tensor], folder: Path) -> list[Tensor]:
