@@ -107,6 +107,13 @@ def save_mean(path: Path) -> Path:
     return save_graph(path, nodes, {"x": ("FLOAT", ["batch", 3])}, outputs)
 
 
+def save_single(path: Path) -> Path:
+    """Write a graph that takes batches of any size, as it says, and fails unless that is 1."""
+    nodes = [("Squeeze", ["x", "axis0"], "row"), ("Unsqueeze", ["row", "axis0"], "y")]
+    spec = {"x": ("FLOAT", ["batch", 3])}
+    return save_graph(path, nodes, spec, {"y": spec["x"]})
+
+
 def save_gates(path: Path) -> Path:
     """Write a graph whose rows are its output's second axis: (2, batch, 3)."""
     nodes = [

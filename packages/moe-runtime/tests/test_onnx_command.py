@@ -1,8 +1,11 @@
 """The command verifies, inspects and lowers, and says in one line what it was given wrongly."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,6 +167,26 @@ def test_inspect_takes_any_file_and_counts_what_loops_hold(capsys: Capture, tmp_
     assert run_command(capsys, "inspect", path).code == 0
 
 
+def test_inspect_says_what_a_file_does_not_tell(capsys: Capture, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    given = ("FLOAT", [None, "length", 3])
+    path = save_graph(tmp_path / "a.onnx", [("Neg", ["x"], "y")], {"x": given}, {"y": given})
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model.graph.node.append(onnx.helper.make_node("SequenceConstruct", ["x"], ["several"]))
+    several = onnx.helper.make_tensor_sequence_value_info("several", onnx.TensorProto.FLOAT, None)
+    untyped = onnx.helper.make_empty_tensor_value_info("untyped")
+    model.graph.output.extend([several, untyped])
+    onnx.save(model, path)
+    facts = json.loads(run_command(capsys, "inspect", path, "--json").out)
+    assert facts["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["?", "length", 3]}]
+    found = [(value["dtype"], value["shape"]) for value in facts["outputs"]]
+    assert found == [("float32", None), ("sequence", None), ("?", None)]
+    text = run_command(capsys, "inspect", path).out
+    assert "x      float32  (?, length, 3)\n" in text
+    assert "several  sequence  ?\n" in text
+
+
 @pytest.mark.parametrize("content", [b"", b"no protobuf", b"\x08\x08"])
 def test_inspect_refuses_what_is_no_model(capsys: Capture, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.onnx"
@@ -206,6 +229,21 @@ def test_an_interrupted_command_says_so(capsys: Capture, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(moe_runtime.onnx, "verify", interrupted)
     assert run_command(capsys, "verify", "a") == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("is_buffered", [True, False])
+def test_a_command_whose_reader_has_left_does_not_seem_to_have_succeeded(
+    exported: Path, *, is_buffered: bool
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    options = [] if is_buffered else ["-u"]
+    code = "import sys; from moe_runtime._cli import main; sys.exit(main())"
+    command = [sys.executable, *options, "-c", code, "inspect", str(exported)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    # What a shell says of one that SIGPIPE has ended.
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_table_fits_its_cells() -> None:

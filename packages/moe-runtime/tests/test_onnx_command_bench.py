@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from _command import refusal, run_command
-from _exported import save_mean, save_scaled
+from _exported import save_mean, save_scaled, save_single
 from _readable import check_readable, words_of
 from _reference import DIM
 from numpy.typing import NDArray
@@ -166,6 +166,17 @@ def test_models_with_other_inputs_are_refused_before_timing(
     other = save_mean(tmp_path / "mean.onnx")
     message = f"{other} does not take the rows of {exported}: `x` must have shape (batch, 3)"
     assert message in refusal(capsys, "bench", exported, "--against", other)
+
+
+def test_a_model_that_fails_while_it_is_timed_is_said_in_one_line(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    done = run_command(capsys, "bench", save_single(tmp_path / "a.onnx"), *QUICK)
+    assert done.code == 2
+    *_, progress, reason = done.err.splitlines()
+    assert progress == "timing 3 rows (2 of 2)"
+    assert reason.startswith("error: ")
+    assert "Squeeze" in reason
 
 
 def test_files_that_could_not_be_written_are_refused_before_timing(

@@ -248,6 +248,15 @@ def test_a_module_that_cannot_be_imported_is_named(capsys: Capture, tmp_path: Pa
     )
 
 
+def test_a_module_that_is_no_python_is_said_in_one_line(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_module.py").write_text("def f(:")
+    monkeypatch.chdir(tmp_path)
+    given = refusal(capsys, "export", tmp_path, "out", "--import", "broken_module")
+    assert given == "invalid syntax (broken_module.py, line 1)"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -153,6 +153,21 @@ def test_a_number_of_rows_that_became_a_constant_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_onnx_runtime_cannot_open_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixture: MixtureOfExperts
+) -> None:
+    from moe_runtime.onnx import _lower  # noqa: PLC0415 - the extra
+
+    def unknown(build: Any, x: Any, *_others: Any) -> Any:
+        return build.op("NoSuchOperator", x)
+
+    target = _lower.TARGETS["unrolled"]._replace(lower=unknown)
+    monkeypatch.setitem(_lower.TARGETS, "unrolled", target)
+    with pytest.raises(ExportError, match=r"cannot be opened by ONNX Runtime .*NoSuchOperator"):
+        export_mixture(mixture, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_refused_model_is_left_in_its_mode_and_routing(
     tmp_path: Path, mixture: MixtureOfExperts
 ) -> None:

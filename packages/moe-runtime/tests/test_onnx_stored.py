@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _exported import OUTPUTS, flip_bit, save_gates, save_mean, sign, write_examples
+from _exported import (
+    OUTPUTS,
+    flip_bit,
+    save_gates,
+    save_mean,
+    save_single,
+    sign,
+    write_examples,
+)
 from _reference import DIM
 from numpy.typing import NDArray
 
@@ -233,6 +241,15 @@ def test_examples_of_another_model_are_refused(
     with pytest.raises(ModelError, match=re.escape(message)) as caught:
         verify(folder)
     assert str(path) in str(caught.value)
+
+
+def test_a_batch_that_the_model_cannot_take_is_said(tmp_path: Path) -> None:
+    x = draw(5)
+    path = save_single(tmp_path / "model.onnx")
+    write_examples(tmp_path, {"x": x}, {"y": x})
+    sign(tmp_path, smallest_batch=1)
+    with pytest.raises(ModelError, match=re.escape(f"{path} fails with a batch of 5 rows: ")):
+        verify(tmp_path)
 
 
 def test_an_export_with_one_digest_only_is_read_too(folder: Path) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # What an export writes about its model that the file itself does not hold.
 FROM_EXPORT = ("target", "hard", "mixtures", "tolerance", "verification", "versions")
 MB = 1e6
+# A dtype or a size that the file does not tell; a shape is None.
+UNKNOWN = "?"
 
 __all__ = ["INFO_FILE", "ModelError", "read_facts"]
 
@@ -91,9 +93,18 @@ def _fed(graph: Any) -> list[Any]:  # noqa: ANN401 - see `_load`
 
 
 def _described(value: Any) -> dict[str, Any]:  # noqa: ANN401 - see `_load`
-    tensor = value.type.tensor_type
-    shape = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
+    kind, tensor = value.type.WhichOneof("value"), value.type.tensor_type
+    if kind != "tensor_type" or not tensor.elem_type:
+        dtype = (kind or UNKNOWN).removesuffix("_type")
+        return {"name": value.name, "dtype": dtype, "shape": None}
+    # A scalar has a shape, of no axes.
+    shape = [_size(axis) for axis in tensor.shape.dim] if tensor.HasField("shape") else None
     return {"name": value.name, "dtype": _dtype(tensor.elem_type).name, "shape": shape}
+
+
+def _size(axis: Any) -> int | str:  # noqa: ANN401 - see `_load`
+    size: int | str = axis.dim_value if axis.HasField("dim_value") else axis.dim_param or UNKNOWN
+    return size
 
 
 def _dtype(element: int) -> "np.dtype[Any]":

@@ -88,11 +88,12 @@ def _listed(values: list[Any]) -> str:
 
 
 def _values(facts: dict[str, Any], which: str) -> str:
-    rows = [
-        (each["name"], each["dtype"], f"({', '.join(map(str, each['shape']))})")
-        for each in facts[which]
-    ]
+    rows = [(each["name"], each["dtype"], _shape(each["shape"])) for each in facts[which]]
     return format_table((which.removesuffix("s"), "dtype", "shape"), rows, left=3)
+
+
+def _shape(shape: list[int | str] | None) -> str:
+    return "?" if shape is None else f"({_listed(shape)})"
 
 
 def _weights(facts: dict[str, Any]) -> str:

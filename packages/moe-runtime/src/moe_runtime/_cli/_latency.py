@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_runtime.onnx._folder import EXAMPLES_FILE, read_examples
+from moe_runtime.onnx._provider import runtime_errors
 from moe_runtime.onnx._session import Session, TensorSpec
 
 MIN_ROUNDS = 7
@@ -53,10 +54,11 @@ def find_rows(path: str, models: Mapping[str, Session]) -> Rows:
     else:
         print(f"{path} has no {EXAMPLES_FILE}: rows are drawn at random", file=sys.stderr)
         rows = draw_rows(first.inputs)
+    refusals: tuple[type[Exception], ...] = (TypeError, ValueError, *runtime_errors())
     for name, model in models.items():
         try:
             model.run(**take(rows, 1))
-        except (TypeError, ValueError) as error:
+        except refusals as error:
             msg = f"{name} does not take the rows of {path}: {error}"
             raise ValueError(msg) from error
     return rows

@@ -9,12 +9,14 @@ from typing import Never
 
 from moe_runtime._cli import _bench, _export, _inspect, _lower, _verify
 from moe_runtime.onnx._errors import ExportError
+from moe_runtime.onnx._provider import runtime_errors
 
 COMMANDS = (_export, _lower, _verify, _inspect, _bench)
 # What the package raises for input that it refuses, and Python for files and modules.
-ERRORS = (ImportError, OSError, RuntimeError, TypeError, ValueError)
-# Exit codes; 130 is what shells give an interrupted command.
-WRONG_MODEL, BAD_INPUT, INTERRUPTED = 1, 2, 130
+ERRORS = (ImportError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
+# Exit codes; the last two are what shells give a command that was interrupted, and one whose reader
+# has left.
+WRONG_MODEL, BAD_INPUT, INTERRUPTED, UNREAD = 1, 2, 130, 141
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +33,7 @@ def make_parser() -> Parser:
         prog="moe-runtime",
         description="Export mixtures of experts to ONNX, and verify, inspect and time the models.",
         epilog="Exit codes: 0 done, 1 a model does not verify, 2 bad input, 130 interrupted "
-        "once the packages are loaded.",
+        "once the packages are loaded, 141 not read to the end.",
     )
     parser.add_argument("--version", action="version", version=version("moe-runtime"))
     parser.add_argument(
@@ -60,14 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     try:
         code: int = given.run(given)
+        # What a pipe refuses is said here, not at Python's end.
+        print(end="", flush=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the answer has seen enough of it; Python would say so once more at its end.
+        # Python would say so once more at its end.
         sys.stdout = None
-        return 0
-    except ERRORS as error:
+        return UNREAD
+    except _errors() as error:
         if given.traceback:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -76,3 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
     return code
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """List what is said in one line, ONNX Runtime's where it has been imported."""
+    return ERRORS if sys.modules.get("onnxruntime") is None else (*ERRORS, *runtime_errors())

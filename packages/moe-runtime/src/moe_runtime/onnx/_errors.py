@@ -2,7 +2,7 @@
 
 
 class ExportError(RuntimeError):
-    """The exported model was not written, because its answers were not PyTorch's."""
+    """The exported model was not written, because its answers were not PyTorch's, or none."""
 
 
 class TargetError(ValueError):

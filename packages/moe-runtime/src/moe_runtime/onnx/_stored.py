@@ -24,6 +24,7 @@ from moe_runtime.onnx._folder import (
     read_examples,
     read_info,
 )
+from moe_runtime.onnx._provider import runtime_errors
 from moe_runtime.onnx._session import Session, TensorSpec
 from moe_runtime.onnx._targets import QUANTISED
 
@@ -198,6 +199,10 @@ def _run(folder: Path, session: Session, inputs: Arrays) -> Arrays:
         return session.run(**inputs)
     except ValueError as error:
         msg = f"{folder / EXAMPLES_FILE} is not of this model: {error}"
+        raise ModelError(msg) from error
+    except runtime_errors() as error:
+        size = len(next(iter(inputs.values())))
+        msg = f"{folder / MODEL_FILE} fails with a batch of {size} rows: {error}"
         raise ModelError(msg) from error
 
 

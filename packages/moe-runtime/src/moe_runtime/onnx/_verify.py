@@ -20,6 +20,7 @@ from moe_runtime._activations import ACTIVATIONS
 from moe_runtime.onnx._difference import BATCH_SIZES, Difference, distance
 from moe_runtime.onnx._errors import ExportError
 from moe_runtime.onnx._graph import Contents, constant_bytes
+from moe_runtime.onnx._provider import runtime_errors
 
 # Up to here rows use any number of experts; above, a few each, since all of them take long.
 MAX_DENSE_ROWS, FEW_EXPERTS = 33, 2
@@ -52,7 +53,11 @@ def open_session(
         # One pattern of memory for each shape that was seen, none of which fits the next batch.
         options.enable_mem_pattern = False
     source = model if isinstance(model, bytes) else os.fspath(model)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except runtime_errors() as error:
+        msg = f"the exported model cannot be opened by ONNX Runtime {ort.__version__}: {error}"
+        raise ExportError(msg) from error
 
 
 def verify_model(
@@ -69,10 +74,10 @@ def verify_model(
     return {name: each.error(is_exact=is_exact) for name, each in differences.items()}
 
 
-def _answers(session: ort.InferenceSession, names: list[str], inputs: Arrays) -> list[Any]:
+def _answers(session: ort.InferenceSession, names: list[str] | None, inputs: Arrays) -> list[Any]:
     try:
         answers: list[Any] = session.run(names, dict(inputs))
-    except Exception as error:  # ONNX Runtime's have no class in common
+    except runtime_errors() as error:
         size = len(next(iter(inputs.values())))
         msg = (
             f"the exported model fails with a batch of {size} rows, where PyTorch answers. A "
@@ -119,7 +124,7 @@ def verify_mixture(
             gates = draw_gates(generator, num_gates, size, num_experts, bounds)
             wanted = reference(x, gates)
             for _ in range(NUM_REPEATS):
-                answer = session.run(None, {"x": x, "gates": gates})[0]
+                answer = _answers(session, None, {"x": x, "gates": gates})[0]
                 found = (_worst_number if is_exact else _worst_row)(answer, wanted)
                 error = float(np.maximum(error, found))
     return error
