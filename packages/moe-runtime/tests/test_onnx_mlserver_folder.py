@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _passed_on import MODEL, files, write_exported
+from _passed_on import MODEL, files, values, write_exported
 
 from moe_runtime.onnx import write_mlserver_folder
 
@@ -70,6 +70,13 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"holds no model-settings\.json"):
         write_mlserver_folder(exported, exported, name="moe", overwrite=True)
     assert (exported / "model.onnx").read_bytes() == MODEL
+
+
+def test_a_type_that_no_request_can_have_is_refused(tmp_path: Path) -> None:
+    exported = write_exported(tmp_path / "exported", inputs=values(x=("BFLOAT16", ["batch", 6])))
+    with pytest.raises(ValueError, match="The V2 protocol has no type for x, which is BFLOAT16"):
+        write_mlserver_folder(exported, tmp_path / "moe", name="moe")
+    assert not (tmp_path / "moe").exists()
 
 
 @pytest.mark.parametrize(

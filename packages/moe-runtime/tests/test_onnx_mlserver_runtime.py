@@ -22,6 +22,8 @@ for extra in ("onnx", "onnxruntime"):
     pytest.importorskip(extra, reason='needs the extra: pip install "moe-runtime[onnx]"')
 
 TABLE = np.arange(12, dtype=np.float32).reshape(4, 3)
+# Inputs that are called as NumPy calls their types, beside those that other tests change.
+INTEGERS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
 
 
 class InferenceError(Exception):
@@ -72,6 +74,7 @@ def every_type(folder: Path) -> tuple[bytes, bytes]:
     from onnx import TensorProto, helper, numpy_helper, save  # noqa: PLC0415 - the extra
 
     kinds = {"x": "FLOAT", "half": "FLOAT16", "double": "DOUBLE", "small": "INT32", "flag": "BOOL"}
+    kinds |= {name: name.upper() for name in INTEGERS}
     shapes: dict[str, list[str | int]] = {name: ["batch", 2] for name in kinds}
     kinds["ids"], shapes["ids"] = "INT64", ["batch"]
     inputs = [
@@ -97,6 +100,14 @@ def every_type(folder: Path) -> tuple[bytes, bytes]:
     return path.read_bytes(), (folder / beside).read_bytes()
 
 
+def draw_integers(rng: np.random.Generator, name: str, num_rows: int) -> NDArray[Any]:
+    """Draw from the whole range of a type."""
+    limits = np.iinfo(name)
+    return rng.integers(
+        limits.min, limits.max, (num_rows, 2), dtype=np.dtype(name).type, endpoint=True
+    )
+
+
 def draw(num_rows: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(num_rows)
     x = rng.standard_normal((num_rows, 2))
@@ -105,13 +116,14 @@ def draw(num_rows: int) -> dict[str, NDArray[Any]]:
         "half": x.astype(np.float16),
         "double": x,
         "small": rng.integers(-9, 9, (num_rows, 2), dtype=np.int32),
+        **{name: draw_integers(rng, name, num_rows) for name in INTEGERS},
         "flag": x > 0,
         "ids": rng.integers(len(TABLE), size=num_rows),
     }
 
 
 DATATYPES = {"x": "FP32", "half": "FP16", "double": "FP64", "small": "INT32", "flag": "BOOL"}
-DATATYPES["ids"] = "INT64"
+DATATYPES |= {"ids": "INT64"} | {name: name.upper() for name in INTEGERS}
 
 
 def request(feeds: dict[str, NDArray[Any]], **changed: dict[str, object]) -> SimpleNamespace:
@@ -182,6 +194,9 @@ def test_the_metadata_says_what_goes_in_and_comes_out(runtime: Any) -> None:
         ("ids", {"data": [2**63] * 2}, "in the range of int64, got 9223372036854775808"),
         ("ids", {"data": [2**64, 0]}, r"`ids` must hold integers \(int64\) only"),
         ("small", {"data": [2**31, 0, 0, 0]}, "in the range of int32, got 2147483648"),
+        ("uint8", {"data": [256, 0, 0, 0]}, "in the range of uint8, got 256"),
+        ("uint64", {"data": [-1, 0, 0, 0]}, "in the range of uint64, got -1"),
+        ("uint8", {"data": [0.5] * 4}, r"`uint8` must hold integers \(uint8\) only"),
         ("flag", {"data": [0, 1, 0, 1]}, r"`flag` must hold booleans \(bool\) only"),
         ("ids", {"data": [4, 0]}, "the model cannot take these inputs: .*indices"),
     ],

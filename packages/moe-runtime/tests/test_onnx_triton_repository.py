@@ -10,7 +10,7 @@ import pytest
 from _passed_on import INPUTS, MODEL, OUTPUTS, PENALTY, files, values, write_exported
 
 from moe_runtime.onnx import ModelError, write_triton_repository
-from moe_runtime.onnx._triton_config import _DATA_TYPES
+from moe_runtime.onnx._triton_config import DATA_TYPES
 
 # What Triton's model_config.proto says of the fields that are written, by their messages.
 SCHEMA: dict[str, dict[str, str]] = {
@@ -40,7 +40,7 @@ SCHEMA: dict[str, dict[str, str]] = {
     "ModelParameter": {"string_value": "string"},
 }
 ENUMS = {
-    "DataType": ["TYPE_INVALID", *sorted(_DATA_TYPES.values())],
+    "DataType": ["TYPE_INVALID", *sorted(DATA_TYPES.values())],
     "Kind": ["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"],
 }
 
@@ -168,11 +168,11 @@ def test_inputs_that_do_not_share_their_rows_are_not_batched(tmp_path: Path) -> 
         write_triton_repository(exported, tmp_path / "models", name="moe")
 
 
-@pytest.mark.parametrize("dtype", sorted(_DATA_TYPES))
+@pytest.mark.parametrize("dtype", sorted(DATA_TYPES))
 def test_every_type_has_its_name(tmp_path: Path, schema: Any, dtype: str) -> None:
     exported = write_exported(tmp_path / "exported", outputs=values(y=(dtype, ["batch", 2])))
     folder = write_triton_repository(exported, tmp_path / "models", name="moe")
-    assert parse(schema, folder)["output"][0]["data_type"] == _DATA_TYPES[dtype]
+    assert parse(schema, folder)["output"][0]["data_type"] == DATA_TYPES[dtype]
 
 
 def test_a_type_that_the_backend_lacks_is_refused(tmp_path: Path) -> None:

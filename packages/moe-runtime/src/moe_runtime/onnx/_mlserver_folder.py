@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 from moe_runtime._checks import check_positive, check_type
-from moe_runtime.onnx._exported_folder import check_served_name, read_exported
+from moe_runtime.onnx._exported_folder import Exported, check_served_name, read_exported
 from moe_runtime.onnx._folder import MODEL_FILE
+from moe_runtime.onnx._triton_config import DATA_TYPES
 from moe_runtime.onnx._whole_folder import check_replaceable, whole_folder
 
 _SETTINGS_FILE = "model-settings.json"
@@ -70,6 +71,7 @@ def write_mlserver_folder(
     check_type("folder", folder, (str, os.PathLike), "a path")
     check_type("overwrite", overwrite, bool, "a bool")
     exported = read_exported(exported_folder)
+    _check_types(exported)
     folder = Path(folder)
     check_replaceable(folder, overwrite=overwrite, holds=_SETTINGS_FILE)
     settings = {
@@ -85,3 +87,11 @@ def write_mlserver_folder(
             text = json.dumps(contents, indent=2) + "\n"
             (beside / file).write_text(text, encoding="utf-8")
     return folder
+
+
+def _check_types(exported: Exported) -> None:
+    """Refuse a model that the runtime could not load: both servers have the same types."""
+    for value in (*exported.inputs, *exported.outputs):
+        if value.dtype not in DATA_TYPES:
+            msg = f"The V2 protocol has no type for {value.name}, which is {value.dtype}."
+            raise ValueError(msg)

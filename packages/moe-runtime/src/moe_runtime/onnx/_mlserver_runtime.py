@@ -29,11 +29,18 @@ _TYPES: dict[str, tuple[str, type[np.generic]]] = {
     "tensor(double)": ("FP64", np.float64),
     "tensor(float)": ("FP32", np.float32),
     "tensor(float16)": ("FP16", np.float16),
+    "tensor(int8)": ("INT8", np.int8),
+    "tensor(int16)": ("INT16", np.int16),
     "tensor(int32)": ("INT32", np.int32),
     "tensor(int64)": ("INT64", np.int64),
+    "tensor(uint8)": ("UINT8", np.uint8),
+    "tensor(uint16)": ("UINT16", np.uint16),
+    "tensor(uint32)": ("UINT32", np.uint32),
+    "tensor(uint64)": ("UINT64", np.uint64),
 }
 # By NumPy's kind of a type: the kinds of Python numbers that it takes, and their name.
-_TAKES = {"b": ("b", "booleans"), "i": ("iu", "integers"), "f": ("iuf", "numbers")}
+_INTEGERS = ("iu", "integers")
+_TAKES = {"b": ("b", "booleans"), "i": _INTEGERS, "u": _INTEGERS, "f": ("iuf", "numbers")}
 
 
 class OnnxModel(MLModel):  # type: ignore[misc] # the type checker has no MLServer
@@ -122,6 +129,11 @@ def _numbers(data: Any, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:  # noq
     except ValueError as error:
         msg = f"`{name}` must be a list of {what}, flat or nested as its shape says: {error}"
         raise InferenceError(msg) from error
+    if dtype == np.uint64 and array.dtype.kind == "f":
+        # NumPy (2.4) takes integers on both sides of 2**63 for floats, which are not exact.
+        exact = np.asarray(data, dtype=object)
+        if all(type(each) is int and 0 <= each < 2**64 for each in exact.flat):
+            array = exact.astype(dtype)
     # An empty list has no type of its own.
     if array.size and array.dtype.kind not in kinds:
         msg = f"`{name}` must hold {what} ({dtype}) only."

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from moe_runtime.onnx._exported_folder import Exported, Value
 
 # By the name of ONNX's element type.
-_DATA_TYPES = {
+DATA_TYPES = {
     "BOOL": "TYPE_BOOL",
     "DOUBLE": "TYPE_FP64",
     "FLOAT": "TYPE_FP32",
@@ -83,12 +83,12 @@ def _check_batched(exported: Exported) -> None:
 
 
 def _tensor(value: Value, *, batched: bool) -> list[str]:
-    if value.dtype not in _DATA_TYPES:
+    if value.dtype not in DATA_TYPES:
         msg = f"Triton's onnxruntime backend has no type for {value.name}, which is {value.dtype}."
         raise ValueError(msg)
     sizes = [size if isinstance(size, int) else _VARIABLE_SIZE for size in value.shape]
     sizes = sizes[1:] if batched else sizes
-    lines = [f"name: {_quoted(value.name)}", f"data_type: {_DATA_TYPES[value.dtype]}"]
+    lines = [f"name: {_quoted(value.name)}", f"data_type: {DATA_TYPES[value.dtype]}"]
     if sizes:
         return [*lines, f"dims: [ {', '.join(map(str, sizes))} ]"]
     # `dims` must not be empty. One number a row goes as a column, and back; outside of a
