@@ -278,6 +278,28 @@ def test_inputs_may_be_taken_together(tmp_path: Path) -> None:
     assert found.batch_sizes == (0, 1, 2, 7, 33, 700)
 
 
+def test_inputs_that_may_be_taken_together_may_be_none(tmp_path: Path) -> None:
+    x = torch.randn(20, DIM)
+    found = export(AnyInputs(), (x,), tmp_path, hard=True, input_names=["x"], output_names=["y"])
+    assert found.largest_error < 1e-5
+
+
+class WithState(AnyInputs):
+    """Its state is more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_a_state_may_hold_what_is_no_tensor(tmp_path: Path) -> None:
+    x = torch.randn(20, DIM)
+    found = export(WithState(), (x,), tmp_path, hard=True, input_names=["x"], output_names=["y"])
+    assert found.largest_error < 1e-5
+
+
 class Outputs(nn.Module):
     """Outputs that are no floating numbers, beside one that may be infinite."""
 

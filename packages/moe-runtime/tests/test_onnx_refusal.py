@@ -1,6 +1,7 @@
 """A model that is wrong, or cannot be, is refused, and nothing of it is left behind."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from _reference import DIM, make_mixture, router_of
 from torch import Tensor, nn
 
-from moe_runtime import CometRouter, MixtureOfExperts, TopKRouter
+from moe_runtime import CometRouter, MixtureOfExperts, ModuleExperts, TopKRouter
 from moe_runtime.onnx import ExportError, Verification, export
 
 for extra in ("onnx", "onnxscript", "onnxruntime"):
@@ -127,6 +128,61 @@ def test_rows_that_all_lie_on_a_jump_verify_nothing(tmp_path: Path) -> None:
     x = torch.tensor([[0.1, 0.2, -0.3, 0.7, -0.8, 0.1]]).repeat(5, 1)
     with pytest.raises(ExportError, match="none of the 5 rows of `example_inputs` can verify"):
         export_mixture(mixture, tmp_path, example_inputs=(x,))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Answers(nn.Module):
+    """A mixture whose answer is put together by a function."""
+
+    def __init__(self, mixture: MixtureOfExperts, put_together: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.mixture, self.put_together = mixture, put_together
+
+    def forward(self, x: Tensor) -> Any:
+        return self.put_together(self.mixture(x).output)
+
+
+@pytest.mark.parametrize(
+    ("put_together", "found"),
+    [
+        (lambda y: {"y": y}, "dict"),
+        (lambda _y: None, "NoneType"),
+        (lambda y: (y, None), "a tuple of Tensor, NoneType"),
+        (lambda y: [y, (y, y)], "a list of Tensor, tuple"),
+    ],
+)
+def test_answers_that_are_no_tensors_are_refused(
+    tmp_path: Path,
+    mixture: MixtureOfExperts,
+    put_together: Callable[[Tensor], Any],
+    found: str,
+) -> None:
+    message = f"`model` must return a tensor or a sequence of tensors, got {found}."
+    with pytest.raises(TypeError, match=re.escape(message)):
+        export_mixture(Answers(mixture, put_together), tmp_path, output_names=["y", "z"])
+    assert list(tmp_path.iterdir()) == []
+
+
+class PastTheCall(nn.Module):
+    """A mixture of modules that is not called, so that the tracer does not see which one it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        experts = [nn.Linear(DIM, 3) for _ in range(4)]
+        self.mixture = MixtureOfExperts(
+            TopKRouter(DIM, 4, k=2), ModuleExperts(experts, in_features=DIM, out_features=3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixture.forward(x).output
+
+
+def test_a_mixture_of_modules_whose_name_is_not_known_is_refused(tmp_path: Path) -> None:
+    message = r"`model` must call .* as `mixture\(x\)`, .*: body does\."
+    model = nn.Sequential()
+    model.add_module("body", PastTheCall())
+    with pytest.raises(ValueError, match=message):
+        export_mixture(model, tmp_path, output_names=["y"])
     assert list(tmp_path.iterdir()) == []
 
 

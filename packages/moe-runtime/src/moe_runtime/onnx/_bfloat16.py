@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 def without_bfloat16(model: nn.Module) -> nn.Module:
     """Return the model with its bfloat16 weights as float32, or as it is."""
-    if all(each.dtype is not torch.bfloat16 for each in model.state_dict().values()):
+    # The state may hold what is no tensor.
+    tensors = (*model.parameters(), *model.buffers())
+    if all(each.dtype is not torch.bfloat16 for each in tensors):
         return model
     try:
         return copy.deepcopy(model).float()

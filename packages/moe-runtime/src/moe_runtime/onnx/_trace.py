@@ -68,9 +68,10 @@ def trace(
 def _as_taken(model: nn.Module, of_inputs: Sequence[Shapes]) -> tuple[object, ...]:
     """Put together what belongs to inputs that ``forward(self, *inputs)`` takes as one tuple."""
     kinds = [each.kind for each in inspect.signature(model.forward).parameters.values()]
-    if Parameter.VAR_POSITIONAL not in kinds:
+    together = Parameter.VAR_POSITIONAL
+    alone = kinds.index(together) if together in kinds else len(of_inputs)
+    if len(of_inputs) <= alone:
         return tuple(of_inputs)
-    alone = kinds.index(Parameter.VAR_POSITIONAL)
     return (*of_inputs[:alone], tuple(of_inputs[alone:]))
 
 

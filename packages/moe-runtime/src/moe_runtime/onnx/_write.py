@@ -57,8 +57,7 @@ class _Reference(NamedTuple):
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Answers by the names of the outputs."""
-        outputs = self.model(*inputs)
-        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        outputs = _listed(self.model(*inputs))
         names = self.request.output_names
         if len(outputs) != len(names):
             msg = f"`output_names` must name each of the {len(outputs)} outputs, got {list(names)}."
@@ -70,6 +69,19 @@ class _Reference(NamedTuple):
         names = self.request.input_names
         given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
         return Case(given, {name: value.numpy() for name, value in self(inputs).items()})
+
+
+def _listed(outputs: object) -> Sequence[Tensor]:
+    """Return what a model has answered as a sequence of tensors, or refuse it."""
+    if isinstance(outputs, Tensor):
+        return (outputs,)
+    found = type(outputs).__name__
+    if isinstance(outputs, Sequence):
+        if all(isinstance(output, Tensor) for output in outputs):
+            return outputs
+        found = f"a {found} of {', '.join(type(output).__name__ for output in outputs)}"
+    msg = f"`model` must return a tensor or a sequence of tensors, got {found}."
+    raise TypeError(msg)
 
 
 def write_export(
@@ -152,7 +164,12 @@ def _expand_modules(model: nn.Module, traced: ir.Model) -> list[float]:
     for index, node in enumerate(nodes):
         name = node.attributes["name"].as_string()
         mixture = model.get_submodule(name)
-        assert isinstance(mixture, MultiGateMixtureOfExperts)
+        if not isinstance(mixture, MultiGateMixtureOfExperts):
+            msg = (
+                "`model` must call a mixture whose experts are modules as `mixture(x)`, not as "
+                f"`mixture.forward(x)`, to be exported: {name or 'the model itself'} does."
+            )
+            raise ValueError(msg)  # noqa: TRY004 - the call is wrong, not a type
         experts = mixture.experts
         logger.info("exporting the modules of mixture %d of %d, %s", index + 1, len(nodes), name)
         alone = module_mixture(experts, node)
@@ -180,7 +197,7 @@ def _cases(reference: _Reference, examples: Sequence[Tensor]) -> list[Case]:
     What many rows of a large model need comes on top of the model itself, and takes long: there
     each mixture alone has them, and the whole model fewer.
     """
-    weights = reference.model.state_dict().values()
+    weights = (*reference.model.parameters(), *reference.model.buffers())
     is_large = sum(each.numel() * each.element_size() for each in weights) >= EXTERNAL_BYTES
     cases = []
     for size in BATCH_SIZES[:-1] if is_large else BATCH_SIZES:
