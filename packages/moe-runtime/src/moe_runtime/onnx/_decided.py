@@ -48,4 +48,7 @@ def _mark_changed(
         noise = 1 + scale * torch.randn(x.shape, generator=generator, dtype=torch.float32)
         slot_weights = router.forward((x * noise).to(x.dtype)).slot_weights
         changed = (slot_weights != 0) != (out.slot_weights != 0)
-        decided &= ~changed.reshape(num_rows, -1).any(-1)
+        rerouted = changed.flatten(-2).any(-1)
+        # Rows may be any axis: sequences may come first. What is flattened has rows first.
+        axis = rerouted.shape.index(num_rows) if num_rows in rerouted.shape else 0
+        decided &= ~rerouted.movedim(axis, 0).reshape(num_rows, -1).any(-1)
