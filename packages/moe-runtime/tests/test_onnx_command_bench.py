@@ -185,6 +185,8 @@ def test_files_that_could_not_be_written_are_refused_before_timing(
     absent = tmp_path / "absent" / "out.json"
     message = f"{absent} must be in a folder that exists."
     assert refusal(capsys, "bench", exported, "--json", absent) == message
+    message = f"{tmp_path} must be a file to write, and is a folder."
+    assert refusal(capsys, "bench", exported, "--json", tmp_path) == message
     message = "`--plot` must end in one of .png, .svg, .pdf, got out.txt."
     assert refusal(capsys, "bench", exported, "--plot", "out.txt") == message
     monkeypatch.setitem(sys.modules, "matplotlib", None)

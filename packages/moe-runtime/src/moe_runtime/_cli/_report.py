@@ -21,6 +21,9 @@ def check_files(plot: Path | None, json_file: Path | None) -> None:
         if path is not None and not path.absolute().parent.is_dir():
             msg = f"{path} must be in a folder that exists."
             raise FileNotFoundError(msg)
+        if path is not None and path.is_dir():
+            msg = f"{path} must be a file to write, and is a folder."
+            raise IsADirectoryError(msg)
     if plot is not None:
         if plot.suffix not in PICTURES:
             msg = f"`--plot` must end in one of {', '.join(PICTURES)}, got {plot}."
