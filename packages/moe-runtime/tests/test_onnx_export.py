@@ -248,6 +248,15 @@ def test_a_mixture_by_itself_exports_its_output_penalty_and_weights(
     assert nothing["0.output"].shape == (0, 4)
 
 
+def test_a_router_that_is_hard_by_itself_is_exported_as_that(tmp_path: Path) -> None:
+    mixture = make_mixture("comet")
+    router_of(mixture).hard = True
+    names = ["output", "penalty", "weights"]
+    x = torch.randn(50, DIM)
+    export(mixture, (x,), tmp_path, hard=False, input_names=["x"], output_names=names)
+    assert json.loads((tmp_path / "model_info.json").read_text())["hard"] is True
+
+
 def test_a_permutation_is_folded_into_the_model(tmp_path: Path) -> None:
     mixture = make_mixture("comet")
     x = torch.randn(64, DIM)

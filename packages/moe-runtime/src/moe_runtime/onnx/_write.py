@@ -100,7 +100,7 @@ def write_export(
             shapes = _dynamic_shapes(request)
             traced = trace(model, inputs, request.input_names, request.output_names, shapes)
             info = describe(model, traced)
-            info |= {"hard": request.hard, "stored_as_bfloat16": model is not given}
+            info["stored_as_bfloat16"] = model is not given
             errors = _expand_modules(model, traced)
             check_target(traced, request.target)
             cases = _cases(reference, decided)
