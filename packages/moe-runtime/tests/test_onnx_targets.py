@@ -341,7 +341,7 @@ def test_an_export_is_not_lowered_over_itself(exported: tuple[Path, Verification
 def test_a_refused_export_leaves_no_new_folder(tmp_path: Path) -> None:
     model = Block("relu", TopKRouter(DIM, 4, k=2))
     with pytest.raises(ExportError, match="above `tolerance`"):
-        export_block(model, tmp_path / "new", tolerance=1e-12)
+        export_block(model, tmp_path / "new" / "in" / "new", tolerance=1e-12)
     assert not (tmp_path / "new").exists()
 
 

@@ -22,6 +22,7 @@ from moe_runtime.onnx._folder import (
 )
 from moe_runtime.onnx._graph import constant_bytes
 from moe_runtime.onnx._verify import Arrays
+from moe_runtime.onnx._whole_folder import missing_folders, remove_empty
 
 # In the order in which they appear: what says that a model is whole comes last.
 FILES = (
@@ -40,12 +41,11 @@ def staged(folder: Path) -> Iterator[Path]:
     killed in between leaves no ``model.onnx``, unless both models are one file each: then it
     leaves the one or the other.
     """
-    is_new = not folder.exists()
+    missing = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".export.", suffix=".tmp", dir=folder))
     try:
         yield stage
-        stage.chmod(folder.stat().st_mode)
         written = {path.name for path in stage.iterdir()}
         if DATA_FILE in written or (folder / DATA_FILE).exists():
             (folder / MODEL_FILE).unlink(missing_ok=True)
@@ -56,8 +56,7 @@ def staged(folder: Path) -> Iterator[Path]:
                 (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(stage)
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
+        remove_empty(missing)
 
 
 def save_model(model: ir.Model, path: Path) -> bool:

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,23 +23,38 @@ def check_replaceable(folder: Path, *, overwrite: bool, holds: str) -> None:
         raise FileExistsError(msg)
 
 
+def missing_folders(folder: Path) -> list[Path]:
+    """List a folder and its parents as far as they do not exist yet, the innermost first."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, but for those in which somebody has put something."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a folder beside to fill, which takes the name when nothing was raised."""
-    parent_is_new = not folder.parent.exists()
+    # Where a link leads, what it leads to is replaced.
+    folder = folder.resolve()
+    missing = missing_folders(folder.parent)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    # A folder in it, since the mode of a temporary one keeps others out.
+    beside = stage / "new"
     try:
         beside.mkdir()
         yield beside
         _put_in_place(beside, folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
-        if parent_is_new:
-            # Not where somebody else has put something into it meanwhile.
-            with suppress(OSError):
-                folder.parent.rmdir()
+        # But for a stage that holds the folder that was there and could not be put back.
+        remove_empty([stage, *missing])
         raise
+    shutil.rmtree(stage)
 
 
 def write_whole_file(path: Path, text: str) -> None:
@@ -56,11 +72,10 @@ def _put_in_place(beside: Path, folder: Path) -> None:
         beside.rename(folder)
         return
     # No call swaps two folders everywhere: for a moment there is none of that name.
-    old = beside.with_suffix(".old")
+    old = beside.with_name("old")
     folder.rename(old)
     try:
         beside.rename(folder)
     except OSError:
         old.rename(folder)
         raise
-    shutil.rmtree(old)
