@@ -345,6 +345,8 @@ def test_the_finding_says_who_is_ahead_and_who_is_not_told_apart() -> None:
     # COMET+ alone has the seed that went best.
     assert "88.9% (3 seeds)." in finding([*rows, row("dense", 3, 0.1), row("comet+", 3, 0.8)])
     assert finding(rows[:3]) == "Only the dense model was trained yet."
+    apart = [*rows[:3], row("hash", 0, 0.7), row("comet+", 1, 0.8)]
+    assert finding(apart) == "The sparse models have no seed in common yet."
     html, _ = render_language([*rows, *(each | {"task": "RTE"} for each in rows)])
     assert html.count("<svg") == 2
 

@@ -163,6 +163,17 @@ def test_what_is_exported_or_traced_holds_no_numba(
         assert router.explain(torch.randn(3, DIM)).startswith("dense gate: exported")
 
 
+def test_a_row_that_overflows_reaches_no_other_row() -> None:
+    x = torch.randn(4, DIM)
+    router = make(kernel="dense")
+    with torch.no_grad():
+        router.split.bias.fill_(-1e30)
+        router.split.weight.fill_(1e30)
+    alone = route(router, x[:3], hard=True).weights
+    x[3] = 1e30
+    torch.testing.assert_close(route(router, x, hard=True).weights[:3], alone)
+
+
 @KERNEL
 def test_what_hard_training_teaches_does_not_depend_on_the_kernel(kernel: str) -> None:
     need_numba(kernel)

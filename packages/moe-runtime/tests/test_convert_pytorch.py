@@ -270,6 +270,31 @@ def test_as_many_sequences_as_tokens_are_no_obstacle() -> None:
     assert model(x_BSD, padding_BS).shape == (5, 3)
 
 
+class Twice(nn.Module):
+    """Calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = encoder()
+
+    def forward(self, x: Tensor, padding: Tensor, times: int = 1) -> Tensor:
+        if times > 1:
+            x = self(x, padding, times - 1)
+        states: Tensor = self.layers(x, src_key_padding_mask=padding)
+        return states
+
+
+def test_a_model_may_call_itself() -> None:
+    model, x = Twice().eval(), torch.randn(2, 6, DIM)
+    padding = torch.arange(6).expand(2, 6) >= 4
+    dense = model(x, padding, 2)
+    convert(model, (x, padding), router=comet, split=CopySplit())
+    with Watcher(model) as watcher:
+        torch.testing.assert_close(model(x, padding, 2)[:, :4], dense[:, :4])
+    rows = {name: each for name, each in watcher.compute().items() if name.endswith("/rows")}
+    assert set(rows.values()) == {16}, "padding is routed in neither call"
+
+
 class Causal(nn.Module):
     """Takes a mask of the layers and one of the tokens."""
 

@@ -83,7 +83,7 @@ def test_a_mixture_alone_needs_no_rows(capsys: Capture, tmp_path: Path) -> None:
     assert "drew 512 rows at random" in done.out
     assert f"wrote {folder}: a MixtureOfExperts, hard\n" in done.out
     info = json.loads((folder / "model_info.json").read_text())
-    assert info["hard"]
+    assert info["hard"] is True
     lines = [line.split() for line in done.out.splitlines()]
     for name, error in info["verification"]["output_errors"].items():
         assert [name, f"{error:.2g}"] in lines

@@ -25,11 +25,13 @@ class Sequences(nn.Module):
 
 
 def test_a_row_with_a_token_at_a_jump_is_undecided_wherever_the_rows_are() -> None:
-    for order in ("rows first", "tokens first", "flat"):
+    # As many windows as rows, of tokens in the end.
+    sizes = {"rows first": (LENGTH,), "tokens first": (LENGTH,), "flat": (3, NUM_ROWS)}
+    for order, inner in [*sizes.items(), ("flat", (LENGTH,))]:
         model = Sequences(order)
         router = router_of(model.mixture)
         assert isinstance(router, CometRouter)
-        x = torch.ones(NUM_ROWS, LENGTH, DIM)
+        x = torch.ones(NUM_ROWS, *inner, DIM)
         with torch.no_grad():
             router.split.weight.fill_(1.0)
             router.split.bias.zero_()

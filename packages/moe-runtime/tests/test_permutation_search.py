@@ -397,3 +397,24 @@ def test_the_first_search_of_many_slots_stays_within_its_share(*, differentiable
         pass
     # What the budget ends is still confirmed, and a question of many rows is asked whole.
     assert 0 < search.work_share <= 0.08
+
+
+def test_a_search_that_was_cut_is_no_measure_of_the_next() -> None:
+    router = awake(ROUTERS["comet"](16, 4))
+    mixture = MixtureOfExperts(router, Experts(16, (DIM, 4)))
+    x, targets = torch.randn(1000, DIM), torch.randn(1000, 4)
+    rows = SearchRows(x, lambda output, some: (output.detach() - targets[some]).square().sum(-1))
+    search = PermutationSearch(mixture, lambda _step: rows, every=1)
+    searched = [step for step in range(1, 400) if search.step(10_000)]
+    shares = [step / search.records[0].step for step in searched]
+    # Twice what the first was cut at: the next one has three times its budget in all.
+    assert shares[1] > 2.5
+
+
+def test_a_gate_that_is_left_alone_may_be_one_that_cannot_be_searched() -> None:
+    routers = [awake(ROUTERS[name](5, 2)) for name in ("top_k", "comet")]
+    mixture = MultiGateMixtureOfExperts(routers, Experts(5, (DIM, 4)), threshold=0.2)
+    rows = SearchRows(torch.randn(NUM_ROWS, DIM), [lambda output, _rows: output.sum(-1), None])
+    search = PermutationSearch(mixture, lambda _step: rows, every=1, max_share=None)
+    (record,) = search.step(100)
+    assert record.gate == 0

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,21 @@ def test_what_has_changed_since_the_constructor_is_saved_as_it_is(tmp_path: Path
     assert isinstance(first, CometRouter)
     assert isinstance(second, TopKRouter)
     assert (first.gamma, first.penalties, second.k) == (0.25, (MutualInformationPenalty(0.5),), 3)
+
+
+class Wider(PretrainedModule):
+    """Keeps something else than its argument under its name."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = (DIM, *sizes)
+        self.experts = Experts(3, self.sizes)
+
+
+def test_a_list_of_another_length_is_the_constructors_business(tmp_path: Path) -> None:
+    module = Wider([4, 5])
+    module.save_pretrained(tmp_path)
+    check_equal(Wider.from_pretrained(tmp_path), module)
 
 
 def test_a_list_that_changes_after_the_constructor_changes_nothing(tmp_path: Path) -> None:

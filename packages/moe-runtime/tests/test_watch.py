@@ -176,6 +176,21 @@ def test_only_what_goes_through_a_mixture_is_counted() -> None:
     assert before["mixture/unsaturated_share"] > 0
 
 
+def test_a_hook_that_raises_stops_no_counting() -> None:
+    mixture, x = make_mixture("comet"), torch.randn(9, DIM)
+
+    def refuse(*_: object) -> None:
+        raise ArithmeticError
+
+    handle = mixture.register_forward_pre_hook(refuse)
+    with Watcher(mixture) as watcher:
+        with pytest.raises(ArithmeticError):
+            mixture(x)
+        handle.remove()
+        mixture(x)
+    assert watcher.compute()["mixture/unsaturated_share"] > 0
+
+
 def test_a_traced_forward_is_not_counted() -> None:
     mixture, x = make_mixture("comet", kernel="dense"), torch.randn(9, DIM)
     with Watcher(mixture) as watcher:

@@ -109,7 +109,7 @@ class CometRouter(SmoothStepRouter):
         gate = moe_gates.comet_gate(
             splits, leaves, gamma=self.gamma, hard=self.hard, split_scale=self.scale, xp=xp
         )
-        slot_weights = self.with_all_decisions(gate.slot_weights, splits)
+        slot_weights = self.with_all_parameters(gate.slot_weights, self.split)
         return GateOutput(slot_weights, gate.slot_probabilities)
 
     def explain(self, x: Tensor) -> str:
@@ -135,8 +135,7 @@ class CometRouter(SmoothStepRouter):
         nodes = Nodes(*(part.to(rows.dtype) for part in parts))
         walk = (walk_by_numba if kernel == "numba" else walk_by_gather)(rows, nodes, self.k)
         weights, slot_weights = (
-            self.with_all_decisions(each, *self.split.parameters())
-            for each in spread(walk, self.permutation)
+            self.with_all_parameters(each, self.split) for each in spread(walk, self.permutation)
         )
         # Each tree reaches one leaf: the entropy of a row is that of any other.
         one_hot = rows.new_ones(min(rows.shape[0], 1), self.k, 1)

@@ -108,9 +108,8 @@ class DSelectKRouter(SmoothStepRouter):
 
     def gate(self, x: Tensor) -> GateOutput:
         """Spell each selector's expert."""
-        bits = self.decision_scores(x)
         gate = moe_gates.dselect_k_gate(
-            bits,
+            self.decision_scores(x),
             slot_scores(self.selector, x, self.k)[..., 0],
             num_experts=self.num_experts,
             gamma=self.gamma,
@@ -118,7 +117,7 @@ class DSelectKRouter(SmoothStepRouter):
             bit_scale=self.scale,
             xp=xp,
         )
-        slot_weights = self.with_all_decisions(gate.slot_weights, bits)
+        slot_weights = self.with_all_parameters(gate.slot_weights, self.bit)
         if self.static:
             slot_weights = slot_weights.expand(*x.shape[:-1], *slot_weights.shape)
         return GateOutput(slot_weights, gate.slot_probabilities)

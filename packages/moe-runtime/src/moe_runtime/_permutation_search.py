@@ -22,7 +22,6 @@ from moe_runtime._search import (
     RowLoss,
     SearchRows,
     check_search_options,
-    check_searchable,
     router_of,
     search_permutations,
 )
@@ -145,7 +144,6 @@ class PermutationSearch:
             msg = f"`model` must contain `mixture`, got a {type(model).__name__} without it."
             raise ValueError(msg)
         check_search_options(per, method, confirm_share, move_standard_errors, num_standard_errors)
-        check_searchable(mixture, range(len(mixture.routers)), per)
         if max_share is not None:
             check_number("max_share", max_share)
             if not 0 < max_share < float("inf"):
@@ -277,8 +275,10 @@ class PermutationSearch:
                 num_standard_errors=self._num_standard_errors,
                 progress=work.check,
             )
-        self._counters["last_work"] = work.num_passes + outputs_work
-        self._counters["work"] += self._counters["last_work"]
+        done = work.num_passes + outputs_work
+        self._counters["work"] += done
+        # One that was cut has not shown what a whole one takes.
+        self._counters["last_work"] = 2 * done if work.was_cut else done
         return [
             _record_of(self._counters["step"], gate, before[gate], result)
             for gate, result in results.items()
@@ -290,11 +290,13 @@ class _Work:
 
     def __init__(self, budget: float) -> None:
         self.num_passes = 0
+        self.was_cut = False
         self._budget = budget
 
     def check(self, _progress: object) -> None:
         """End a search that has no more passes left."""
         if self.num_passes >= self._budget:
+            self.was_cut = True
             raise StopIteration
 
     def counting(

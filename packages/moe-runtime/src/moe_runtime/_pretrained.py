@@ -167,15 +167,16 @@ def _current(module: nn.Module, name: str, argument: object) -> object:
         return kept
     if isinstance(kept, nn.ModuleList) and isinstance(argument, (list, tuple, nn.ModuleList)):
         return kept
-    same_kind = _is_plain(kept) and (argument is None or _is_plain(argument))
+    if _are_penalties(kept) and _are_penalties(argument):
+        return kept
+    same_kind = type(kept) in SCALARS and (argument is None or type(argument) in SCALARS)
     return kept if same_kind else argument
 
 
-def _is_plain(value: object) -> bool:
-    """Whether it is a number, text, a penalty, or a list of these."""
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return type(value) in SCALARS or isinstance(value, WeightedPenalty)
+def _are_penalties(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(each, WeightedPenalty) for each in value
+    )
 
 
 def _saved(name: str, value: object, owner: nn.Module) -> Any:  # noqa: ANN401 - JSON

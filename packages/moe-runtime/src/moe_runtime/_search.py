@@ -121,7 +121,7 @@ def search_permutations(
     check_type("mixture", mixture, MultiGateMixtureOfExperts, "a mixture")
     check_search_options(per, method, confirm_share, move_standard_errors, num_standard_errors)
     losses = _checked_losses(mixture, rows, per)
-    check_searchable(mixture, losses, per)
+    _check_searchable(mixture, losses, per)
     num_searched = _num_searched(mixture, rows.x, confirm_share)
     with torch.autocast(rows.x.device.type, enabled=False):
         routings = [_answered(mixture, each) for each in mixture.route(rows.x, rows.router_input)]
@@ -173,7 +173,7 @@ def check_search_options(
     check_number("num_standard_errors", num_standard_errors)
 
 
-def check_searchable(mixture: MultiGateMixtureOfExperts, gates: Collection[int], per: Per) -> None:
+def _check_searchable(mixture: MultiGateMixtureOfExperts, gates: Collection[int], per: Per) -> None:
     """Refuse gates whose permutations cannot be searched apart."""
     routers = [router_of(mixture, gate) for gate in range(len(mixture.routers))]
     for gate, router in enumerate(routers):

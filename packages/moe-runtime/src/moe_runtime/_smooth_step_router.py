@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import array_api_compat.torch as xp
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import moe_gates
 from moe_runtime._checks import check_non_negative, check_positive, check_type
@@ -60,11 +60,13 @@ class SmoothStepRouter(Router):
     def decision_scores(self, x: Tensor) -> Tensor:
         """Scores of the splits or bits, shape (..., K, S)."""
 
-    def with_all_decisions(self, weights: Tensor, *decisions: Tensor) -> Tensor:
-        """Give what hard routing rounds a gradient of 0: every parameter has one."""
-        if not self.hard or not any(each.requires_grad for each in decisions):
+    def with_all_parameters(self, weights: Tensor, decisions: nn.Module) -> Tensor:
+        """Give the parameters of what hard routing rounds a gradient of 0: every one has one."""
+        if not self.hard or not torch.is_grad_enabled():
             return weights
-        return weights + sum((0 * each).sum() for each in decisions)
+        # Of the parameters, not of the scores: those of one row must not reach another.
+        taught = [each for each in decisions.parameters() if each.requires_grad]
+        return weights + sum((0 * each).sum() for each in taught) if taught else weights
 
     def penalty(self, gate: GateOutput, weights: Tensor) -> Tensor:
         """Add the entropy of the slots."""

@@ -74,7 +74,8 @@ class Watcher:
         self._hooks = []
         for mixture in self._mixtures.values():
             self._hooks += [
-                mixture.register_forward_pre_hook(self._enter),
+                # Before those of others, of which one may raise: `_leave` is called then, too.
+                mixture.register_forward_pre_hook(self._enter, prepend=True),
                 mixture.register_forward_hook(self._saw_mixture, with_kwargs=True),
                 mixture.register_forward_hook(self._leave, always_call=True),
             ]
@@ -170,7 +171,7 @@ class Watcher:
 
     @untraced
     def _leave(self, _mixture: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
-        self._num_running -= 1
+        self._num_running = max(0, self._num_running - 1)
 
     @untraced
     @torch.no_grad()

@@ -57,6 +57,8 @@ def finding(rows: Sequence[Row]) -> str:
             f"{best} keeps most of the dense model's {_metric(rows)} with {_width(rows):.0%} of "
             f"its feed-forward width a token: {shares[best]:.1%} ({_seeds(len(common))})."
         )
+    elif sparse and not common:
+        parts.append("The sparse models have no seed in common yet.")
     for other in ("hash", "hash-balanced", "top-k"):
         apart = paired_difference(main_scores(rows, SEARCHED), main_scores(rows, other))
         if apart is None:
@@ -76,7 +78,9 @@ def finding(rows: Sequence[Row]) -> str:
             "The dense model less the same fine-tuned by transformers' Trainer: "
             f"{apart.text(signed=True)} points."
         )
-    return " ".join(parts) or "Only the dense model was trained yet."
+    if not sparse:
+        parts.insert(0, "Only the dense model was trained yet.")
+    return " ".join(parts)
 
 
 def _seeds(number: int) -> str:

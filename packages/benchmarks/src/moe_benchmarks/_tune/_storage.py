@@ -107,12 +107,12 @@ def open_study(folder: Path, plan: StudyPlan, url: str | None = None) -> BaseSto
         _cut_torn_line(journal)
     try:
         storage = open_storage(folder, url)
-        prepare(storage, plan, folder)
     except (ValueError, KeyError) as error:
-        if url is not None or isinstance(error, DamagedFileError):
+        if url is not None:
             raise
         msg = f"{journal} is damaged ({error}); delete it and run again: {ROWS} is continued."
         raise StudyError(msg) from error
+    prepare(storage, plan, folder)
     return storage
 
 
@@ -253,8 +253,13 @@ def _finish_waiting(storage: BaseStorage, study: optuna.Study, rows: Mapping[int
 def _finished(number: int, row: Row) -> FrozenTrial:
     """Return a row as a finished trial of Optuna's."""
     complete = row["state"] == "complete"
+    try:
+        loss = row["metrics"]["validation"]["trained"]["loss"] if complete else None
+    except (KeyError, TypeError) as error:
+        msg = f"{ROWS} is damaged: trial {number} of {row['gate']}, {row['search']}, has no loss."
+        raise DamagedFileError(msg) from error
     return optuna.trial.create_trial(
         state=TrialState.COMPLETE if complete else TrialState.FAIL,
-        value=row["metrics"]["validation"]["trained"]["loss"] if complete else None,
+        value=loss,
         user_attrs={NUMBER: number, ROW: json.dumps(row)},
     )

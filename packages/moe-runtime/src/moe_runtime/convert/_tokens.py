@@ -129,7 +129,7 @@ class Tokens:
         raise ValueError(msg)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if any(each is module for each, *_ in self._outer):
+        if any(each is module for each, *_ in self._outer) and not _is_called_within(module):
             # An interruption from the keyboard left its call open: torch closes those of errors.
             self._outer, self._outside_layer, self.mask, self.ids = [], [], None, None
         if not self._outer:
@@ -162,6 +162,8 @@ class Tokens:
             self._running_again = False
 
     def _after(self, module: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
+        if not self._outer:
+            return  # a call in another thread has begun anew
         _, mask, ids = self._outer.pop()
         if not self._outer and torch.is_grad_enabled() and _runs_again(module):
             self._again = (self.mask, self.ids)
@@ -222,6 +224,16 @@ def _arguments(
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             given |= given.pop(name, {})
     return given
+
+
+def _is_called_within(module: nn.Module) -> bool:
+    """Whether a module whose hook asks runs inside a call of its own."""
+    frame, calls = inspect.currentframe(), 0
+    while frame is not None:
+        is_call = frame.f_code is nn.Module._call_impl.__code__  # noqa: SLF001
+        calls += is_call and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return calls > 1
 
 
 def _two_axes(given: Mapping[str, Any], argument: str | None) -> Tensor | None:

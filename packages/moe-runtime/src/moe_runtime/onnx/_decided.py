@@ -49,6 +49,7 @@ def _mark_changed(
         slot_weights = router.forward((x * noise).to(x.dtype)).slot_weights
         changed = (slot_weights != 0) != (out.slot_weights != 0)
         rerouted = changed.flatten(-2).any(-1)
-        # Rows may be any axis: sequences may come first. What is flattened has rows first.
-        axis = rerouted.shape.index(num_rows) if num_rows in rerouted.shape else 0
+        # Rows come first, flattened with others or not, if they can; sequences may before them.
+        is_first = rerouted.shape[0] % num_rows == 0 or num_rows not in rerouted.shape
+        axis = 0 if is_first else rerouted.shape.index(num_rows)
         decided &= ~rerouted.movedim(axis, 0).reshape(num_rows, -1).any(-1)

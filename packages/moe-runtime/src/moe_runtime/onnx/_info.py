@@ -27,7 +27,7 @@ def describe(model: nn.Module, traced: ir.Model) -> dict[str, Any]:
     """Describe a model as its routers are now, hard or not."""
     routers = [module for module in model.modules() if isinstance(module, Router)]
     return {
-        "hard": all(router.hard for router in routers),
+        "hard": bool(routers) and all(router.hard for router in routers),
         "inputs": _values(traced.graph.inputs),
         "outputs": _values(traced.graph.outputs),
         "opset": traced.opset_imports[""],
