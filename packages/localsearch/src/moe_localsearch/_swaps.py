@@ -37,7 +37,8 @@ def descend_by_swaps(
     Parameters
     ----------
     objective : Objective
-        Cost to minimise. Without `changes` or `swap_costs` every swap is evaluated in full.
+        Cost to minimise. Without `changes` or `swap_costs` every swap is evaluated in full; with
+        `move_standard_errors` and without `changes`, by the row costs of one after the other.
     start : array, shape (n,), integer, optional
         Where to begin; the identity by default.
     max_rounds : int
