@@ -87,17 +87,16 @@ def sinkhorn(
     xp = resolve(xp, **arrays)
     check_matrices("log_weights", log_weights, xp)
     temperature, num_iterations = checked_settings(RelaxationSettings(temperature, num_iterations))
-    if noise is not None and tuple(noise.shape) != tuple(log_weights.shape):
-        allowed, got = tuple(log_weights.shape), tuple(noise.shape)
-        msg = f"`noise` must have the shape of `log_weights`, {allowed}, got {got}."
-        raise ValueError(msg)
+    perturbed = log_weights
     if noise is not None:
+        if tuple(noise.shape) != tuple(log_weights.shape):
+            allowed, got = tuple(log_weights.shape), tuple(noise.shape)
+            msg = f"`noise` must have the shape of `log_weights`, {allowed}, got {got}."
+            raise ValueError(msg)
         check_matrices("noise", noise, xp)
+        perturbed = log_weights + xp.astype(noise, log_weights.dtype)
 
-    log_matrix = log_weights
-    if noise is not None:
-        log_matrix = log_weights + xp.astype(noise, log_weights.dtype)
-    log_matrix = log_matrix / temperature
+    log_matrix = perturbed / temperature
     for _ in range(num_iterations):
         log_matrix = log_matrix - _log_sum_exp(log_matrix, axis=-1, xp=xp)
         log_matrix = log_matrix - _log_sum_exp(log_matrix, axis=-2, xp=xp)

@@ -142,8 +142,12 @@ def distil(
             LanguageStudy, settings, model, out, data_folder(data_dir), find_device(device)
         )
         study = make()
+        # Workers need not read the whole model again to know which one it is.
+        again = partial(make, pretrained=study.pretrained)
         train = (
-            partial(train_here, study) if workers == 1 else partial(train_in_workers, make, workers)
+            partial(train_here, study)
+            if workers == 1
+            else partial(train_in_workers, again, workers)
         )
         with only_one(out):
             _run(study, cells, train)

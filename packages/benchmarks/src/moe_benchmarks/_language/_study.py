@@ -57,7 +57,8 @@ class LanguageStudy:
     device
         Where models are trained and scored.
     pretrained
-        The identity of the model that the study was begun with, where `model` is one of its own.
+        The identity of the model that the study was begun with, if it is known; `model` may then
+        be one of the study's own.
     """
 
     def __init__(
