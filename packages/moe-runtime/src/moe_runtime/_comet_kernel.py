@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moe_runtime import _requirements
 from moe_runtime._comet_walk import GATHERED
+from moe_runtime._transforms import is_transformed
 
 COMET_KERNELS = ("auto", "dense", "numba", "torch")
 # With fewer experts and many rows, PyTorch's dense form is as fast as its walk.
@@ -59,6 +60,8 @@ def choose_comet_kernel(
     if torch.compiler.is_compiling():
         walks = walks and (kernel == "torch" or num_experts >= MIN_EXPERTS_TO_COMPILE)
         return CometKernel("torch" if walks else "dense", walks, "compiled")
+    if is_transformed():
+        return CometKernel("dense", walks=False, reason="inside a transform of torch.func")
     if kernel == "numba":
         _check_numba(x)
     if kernel == "numba" or (kernel == "auto" and _takes_numba((x, *parameters))):

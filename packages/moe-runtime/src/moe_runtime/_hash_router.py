@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 import moe_gates
-from moe_runtime._checks import check_positive, check_tensor
+from moe_runtime._checks import check_positive, check_tensor, has_values
 from moe_runtime._router import GateOutput, Router
 
 
 class HashRouter(Router):
     """One expert a row, which the table holds for its id; hard routing changes nothing.
 
-    Ids outside the table are refused on the CPU where nothing is compiled; elsewhere looking
-    would wait for the device, and what they do is up to PyTorch.
+    Ids outside the table are refused on the CPU where nothing is compiled or transformed by
+    torch.func; elsewhere looking would wait for the device, or there are no values yet, and
+    what they do is up to PyTorch.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ class HashRouter(Router):
         return GateOutput(weights[..., None, :])
 
     def _check_ids(self, ids: Tensor) -> None:
-        if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
+        if not has_values(ids) or not ids.numel():
             return
         low, high = map(int, ids.aminmax())
         if low < 0 or high >= self.num_ids:

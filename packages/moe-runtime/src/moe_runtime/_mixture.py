@@ -26,6 +26,7 @@ from moe_runtime._onnx_node import is_exporting, onnx_node
 from moe_runtime._plan import make_plan
 from moe_runtime._pretrained import PretrainedModule
 from moe_runtime._router import Router, Routing
+from moe_runtime._transforms import is_transformed
 from moe_runtime._untraced import untraced
 
 
@@ -54,7 +55,8 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         be fastest, and `explain` says what that is. ``"sorted"`` copies the rows of each expert
         to a block, ``"gathered"`` goes from pair to pair, ``"dense"`` computes every pair, and
         ``"loop"`` is the plain definition to compare with. ``"triton"`` (extra ``gpu``) is for
-        NVIDIA GPUs and has not been run on one yet, so that ``"auto"`` does not take it.
+        NVIDIA GPUs and has not been run on one yet, so that ``"auto"`` does not take it. Inside the
+        transforms of `torch.func` there is ``"dense"`` only, which ``"auto"`` takes there.
     threshold
         Weights whose size is at most this count as 0, and are 0 in the answer. They are not made
         up for: a row's other weights stay as they are.
@@ -144,6 +146,9 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         check_tensor("x", x)
         check_last_axis("x", x, self.experts.in_features)
         check_dtype("x", x, self.experts.dtype)
+        if mask is not None and is_transformed():
+            msg = "`mask` must be None inside torch.func's transforms: what it leaves is data."
+            raise ValueError(msg)
         # Taking rows out is data-dependent, which an exported graph leaves to its mixtures.
         if mask is not None and not is_exporting():
             masked = _run_masked_untraced if torch.compiler.is_compiling() else _run_masked
@@ -310,6 +315,8 @@ def run_experts(
     if torch.compiler.is_compiling():
         untraced: Tensor = _run_untraced(experts, x_TD, weights_GTE, kernel, max_active)
         return untraced
+    if is_transformed():
+        return _run_transformed(experts, x_TD, weights_GTE, kernel)
     return _run_planned(experts, x_TD, weights_GTE, kernel, max_active)
 
 
@@ -320,10 +327,25 @@ def _run_planned(
     if kernel == "auto":
         kernel = choose(experts, plan, x_TD.device, training=torch.is_grad_enabled())
         if kernel == "dense" and weights_GTE.requires_grad:
-            # The other kernels give a weight of 0 no gradient. Where a gate would pass one on, as
-            # straight-through ones do, what is learned must not depend on what is fastest.
-            weights_GTE = weights_GTE * (weights_GTE != 0)
+            weights_GTE = _without_gradient_at_zero(weights_GTE)
     return KERNELS[kernel](experts, x_TD, weights_GTE, plan)
+
+
+def _run_transformed(experts: ExpertSet, x_TD: Tensor, weights_GTE: Tensor, kernel: str) -> Tensor:
+    """Run every expert on every row: how many pairs there are is no shape that vmap could map."""
+    if kernel != "auto":
+        msg = f"`kernel` must be 'auto' or 'dense' inside torch.func's transforms, got {kernel!r}."
+        raise ValueError(msg)
+    return run_dense(experts, x_TD, _without_gradient_at_zero(weights_GTE))
+
+
+def _without_gradient_at_zero(weights_GTE: Tensor) -> Tensor:
+    """Give a weight of 0 no gradient, as the kernels that plan do.
+
+    Where a gate would pass one on, as straight-through ones do, what is learned must not depend
+    on what is fastest.
+    """
+    return weights_GTE * (weights_GTE != 0)
 
 
 # The number of pairs is data: a compiler would break the graph many times in there.
