@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from moe_benchmarks._cli._epoch_log import EpochLog
-from moe_benchmarks._experiments._loop import Epoch
+from moe_benchmarks._experiments._run import Epoch
 
 TASKS = ("watched", "rating")
 

@@ -9,10 +9,11 @@ from _synthetic import pictures, ratings, tiny
 from moe_benchmarks._data._dataset import Dataset
 from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
 from moe_benchmarks._experiments._gates import GATES, PAPER_GATES
-from moe_benchmarks._experiments._loop import DivergedError, Epoch, fit
+from moe_benchmarks._experiments._loop import fit
 from moe_benchmarks._experiments._metrics import validate
 from moe_benchmarks._experiments._model import build_model
 from moe_benchmarks._experiments._row import Row, run_trial
+from moe_benchmarks._experiments._run import DivergedError, Epoch
 from moe_benchmarks._experiments._search_names import SEARCHES
 from moe_benchmarks._experiments._searches import search_epoch
 from moe_localsearch import paper_schedule, sinkhorn

@@ -20,8 +20,8 @@ from moe_benchmarks._cli._common import INTERRUPTED, DataDir, Device, fail, name
 from moe_benchmarks._data._catalog import data_folder
 from moe_benchmarks._data._dataset import DataError
 from moe_benchmarks._device import find_device
-from moe_benchmarks._experiments._loop import DivergedError
 from moe_benchmarks._experiments._row import Row
+from moe_benchmarks._experiments._run import DivergedError
 from moe_benchmarks._language._processes import OnStep, train_here, train_in_workers
 from moe_benchmarks._language._report import finding, render_language
 from moe_benchmarks._language._settings import LanguageSettings, Precision

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from moe_benchmarks._experiments._loop import Epoch
+from moe_benchmarks._experiments._run import Epoch
 from moe_runtime import CsvWriter, TensorBoardWriter
 
 CSV, TENSORBOARD = "epochs.csv", "tensorboard"

@@ -33,9 +33,9 @@ from moe_benchmarks._data._dataset import DataError, Dataset
 from moe_benchmarks._data._share import with_users
 from moe_benchmarks._device import find_device
 from moe_benchmarks._experiments._catalog import EXPERIMENTS, Experiment
-from moe_benchmarks._experiments._loop import DivergedError, Epoch
 from moe_benchmarks._experiments._processes import joined, rank
 from moe_benchmarks._experiments._row import Row, run_trial
+from moe_benchmarks._experiments._run import DivergedError, Epoch
 from moe_benchmarks._experiments._settings import TrialSettings
 from moe_benchmarks._files import claim_for, write_json
 from moe_runtime import CheckpointError

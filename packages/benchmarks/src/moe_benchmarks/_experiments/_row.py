@@ -19,8 +19,9 @@ from moe_benchmarks._data._dataset import Dataset
 from moe_benchmarks._device import describe_device
 from moe_benchmarks._experiments._catalog import Experiment
 from moe_benchmarks._experiments._commit import commit_of
-from moe_benchmarks._experiments._loop import DivergedError, Epoch, Trained, fit
+from moe_benchmarks._experiments._loop import fit
 from moe_benchmarks._experiments._metrics import measure
+from moe_benchmarks._experiments._run import DivergedError, Epoch, Trained
 from moe_benchmarks._experiments._settings import TrialSettings
 
 PACKAGES = ("moe-gates", "moe-localsearch", "moe-runtime", "moe-benchmarks", "torch", "numpy")

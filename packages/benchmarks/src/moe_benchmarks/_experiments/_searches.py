@@ -78,8 +78,17 @@ def search_epoch(
     return steps[:1] if per == "mixture" else steps
 
 
-def finish_relaxation(model: MixtureModel, settings: TrialSettings) -> None:
-    """Freeze the learned permutation; the ablation without it keeps the identity."""
+def advance_relaxation(model: MixtureModel, settings: TrialSettings, *, num_steps: int = 1) -> None:
+    """Make a soft permutation colder by some steps of training, and freeze it after its last."""
+    if model.soft is None or model.soft.frozen:
+        return
+    model.soft.done_steps += num_steps
+    if model.soft.done_steps >= model.soft.relaxation.num_steps:
+        _finish_relaxation(model, settings)
+
+
+def _finish_relaxation(model: MixtureModel, settings: TrialSettings) -> None:
+    """Set the learned permutation; the ablation without it keeps the identity."""
     assert model.soft is not None
     if settings.search == "relaxed":
         permutation = model.soft.permutation()

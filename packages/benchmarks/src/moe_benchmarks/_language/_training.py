@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_benchmarks._experiments._loop import DivergedError
+from moe_benchmarks._experiments._run import DivergedError
 from moe_benchmarks._language._batches import Batch, EncodedRows
 from moe_benchmarks._language._settings import Precision
 from moe_benchmarks._resumable import epoch_seed, row_order

@@ -16,9 +16,10 @@ import moe_gates
 from moe_benchmarks._data._dataset import Dataset, Split
 from moe_benchmarks._experiments._catalog import Experiment
 from moe_benchmarks._experiments._gates import GATES
-from moe_benchmarks._experiments._loop import new_optimizer, train_step
+from moe_benchmarks._experiments._loop import train_step
 from moe_benchmarks._experiments._losses import task_losses, total_loss
 from moe_benchmarks._experiments._model import MixtureModel, build_model
+from moe_benchmarks._experiments._run import new_optimizer
 from moe_benchmarks._experiments._settings import TrialSettings
 from moe_benchmarks._resumable import row_order
 from moe_benchmarks._speed._published import PublishedModel, StepMetrics
