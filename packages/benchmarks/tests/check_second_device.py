@@ -12,6 +12,8 @@ from _synthetic import STEADY_RATINGS, ratings, tiny
 from _tiny import Run
 
 from moe_benchmarks._experiments._row import run_trial
+from moe_benchmarks._experiments._run import Run as TrainingRun
+from moe_benchmarks._experiments._stack import StackedRun, train_together
 from moe_benchmarks._language._students import STUDENTS
 from moe_benchmarks._speed._measure import measure_speed
 
@@ -36,6 +38,23 @@ def test_a_trial_has_the_numbers_of_the_cpu(gate: str, search: str) -> None:
         for routing, values in numbers.items():
             loss = wanted["metrics"][split][routing]["loss"]
             assert values["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("gate", "search"), [("comet", "relaxed"), *OTHERS])
+def test_a_stack_has_the_numbers_of_the_cpu(gate: str, search: str) -> None:
+    found = []
+    for data in (ratings(), ratings().to(DEVICE)):
+        runs = [
+            StackedRun(TrainingRun(RATINGS, tiny(gate, search, seed=seed, search_epochs=1), data))
+            for seed in range(3)
+        ]
+        for _ in range(3):
+            trained = train_together(runs, [each.run.begin_epoch() for each in runs])
+            for each, epoch in zip(runs, trained, strict=True):
+                each.run.end_epoch(*epoch)
+        found.append([each.run.progress.history[-1].validation_loss for each in runs])
+    assert runs[0].values.device.type == NAME
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("gate", ["hash", "top-k", "dselect-k", "comet"])

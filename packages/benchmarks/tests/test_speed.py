@@ -19,6 +19,7 @@ from moe_benchmarks._experiments._losses import task_losses, total_loss
 from moe_benchmarks._experiments._model import MixtureModel, Prediction, build_model
 from moe_benchmarks._speed._measure import DifferentAnswersError, harden, measure_speed
 from moe_benchmarks._speed._published import NUM_THRESHOLDS, PublishedModel, StepMetrics
+from moe_benchmarks._speed._stacked import measure_stack
 
 RATINGS = replace(
     EXPERIMENTS["movielens-1m"],
@@ -146,6 +147,50 @@ def test_the_readme_quotes_what_was_measured() -> None:
             f"| {row['published_rows_per_second']:,.0f} | {row['ratio']:.1f}x |"
         )
         assert line in readme
+
+
+def test_the_readme_quotes_what_was_counted_of_stacks() -> None:
+    package = Path(__file__).parents[1]
+    paths = sorted((package / "results" / "speed").glob("*-stack-50.json"))
+    if not paths:
+        pytest.skip("needs the repository: results are in no package")
+    readme = (package / "README.md").read_text(encoding="utf-8")
+    for path in paths:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for row in found["rows"]:
+            alone, together = row["stack"] * row["operations"], row["stacked_operations"]
+            line = (
+                f"| {found['experiment']}, {GATES[row['gate']].name} | {alone:,} | {together:,} "
+                f"| {alone / together:.0f}x | {row['ratio']:.2f}x |"
+            )
+            assert line in readme
+
+
+@pytest.mark.parametrize(
+    ("experiment", "data"), [(RATINGS, ratings), (PICTURES, pictures)], ids=["ids", "pictures"]
+)
+def test_a_stack_needs_hardly_more_operations_than_a_trial(
+    experiment: Experiment, data: Callable[[], Dataset]
+) -> None:
+    few, many = (
+        measure_stack(replace(experiment, dropout=0.0), data(), "top-k", size, seconds=0)
+        for size in (2, 9)
+    )
+    assert few.operations == many.operations
+    assert few.stacked_operations == many.stacked_operations < 2.5 * few.operations
+    assert many.ratio == pytest.approx(9 * many.milliseconds / many.stacked_milliseconds)
+
+
+def test_the_command_times_stacks(tmp_path: Path, moe_bench: Run) -> None:
+    path = tmp_path / "speed.json"
+    options = ("speed", "digits", "--share=0.02", "--seconds=0", "--stack=3", f"--out={path}")
+    done = moe_bench(*options, "--gates=hash,comet")
+    assert done.returncode == 0, done.stderr
+    assert "3 trials, batches of 400 rows" in done.stdout
+    assert [row["gate"] for row in json.loads(path.read_text())["rows"]] == ["hash", "comet"]
+    done = moe_bench(*options, "--gates=exact-k")
+    assert done.returncode == 2
+    assert "exact-k draws in training" in done.stderr
 
 
 def test_the_command_prints_a_table_and_writes_the_numbers(tmp_path: Path, moe_bench: Run) -> None:

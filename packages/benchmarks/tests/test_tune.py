@@ -10,12 +10,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from _synthetic import ratings
 from _tiny import command
 
 from moe_benchmarks._data._dataset import Dataset
+from moe_benchmarks._experiments._run import Run
 from moe_benchmarks._files import DamagedFileError
 from moe_benchmarks._tune._plan import StudyPlan, sampled_settings
 from moe_benchmarks._tune._storage import (
@@ -45,15 +47,26 @@ def run_here(
     plan: StudyPlan,
     url: str | None = None,
     data: Callable[[], Dataset] = few_ratings,
+    stack: int = 1,
 ) -> list[Row]:
     with hold_study(folder, plan):
         storage = open_study(folder, plan, url)
-        work(storage, plan, data)
+        work(storage, plan, data, stack=stack)
         return write_rows(storage, plan, folder)
 
 
 def numbers(rows: list[Row]) -> list[tuple[object, ...]]:
     return [(row["gate"], row["search"], row["trial"]) for row in rows]
+
+
+def losses(row: Row) -> list[float]:
+    metrics = row["metrics"]
+    assert isinstance(metrics, dict)
+    return [
+        metrics[split][routing]["loss"]
+        for split in ("validation", "test")
+        for routing in ("trained", "hard")
+    ]
 
 
 def wanted(plan: StudyPlan) -> list[tuple[object, ...]]:
@@ -154,6 +167,70 @@ def test_a_test_loss_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:
         assert "DivergedError: the test loss is not finite, routing trained" in str(row["error"])
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_stack_gives_the_rows_of_trials_one_by_one(sampler: str, tmp_path: Path) -> None:
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("comet", "exact-k"), "trials": 5, "epochs": 2,
+                        "searches": ("exact",), "sampler": sampler})  # fmt: skip
+    alone = run_here(tmp_path / "alone", plan)
+    together = run_here(tmp_path / "together", plan, stack=3)
+    assert numbers(together) == numbers(alone) == wanted(plan)
+    # Exact-k draws, and is trained alone; of five trials the last two are left for each other.
+    sizes = {gate: [row["stack"] for row in together if row["gate"] == gate] for gate in plan.gates}
+    assert sizes == {"comet": [3, 3, 3, 2, 2], "exact-k": [1] * 5}
+    for here, there in zip(together, alone, strict=True):
+        assert there["stack"] == 1
+        assert set(here) == set(there)
+        if sampler == "random":  # the other learns from what is done by now
+            assert here["settings"] == there["settings"]
+            assert losses(here) == pytest.approx(losses(there), rel=1e-4)
+    # What was asked for in vain is no trial.
+    for gate, search in plan.variants:
+        study = optuna.load_study(
+            storage=open_storage(tmp_path / "together"),
+            study_name=f"{plan.experiment}/{gate}/{search}",
+        )
+        assert len(study.trials) == plan.trials
+
+
+def test_a_trial_that_fails_leaves_its_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("comet",), "trials": 4, "epochs": 2})
+    whole = run_here(tmp_path / "whole", plan, stack=4)
+    settings, begin_epoch = sampled_settings(plan, "comet", "identity", 2), Run.begin_epoch
+
+    def fail_in_the_second(run: Run) -> torch.Tensor:
+        if run.settings == settings and run.next_epoch == 1:
+            msg = "no such luck"
+            raise RuntimeError(msg)
+        return begin_epoch(run)
+
+    monkeypatch.setattr(Run, "begin_epoch", fail_in_the_second)
+    rows = run_here(tmp_path / "one", plan, stack=4)
+    assert numbers(rows) == wanted(plan)
+    assert [row["error"] for row in rows] == [None, None, "RuntimeError: no such luck", None]
+    for here, there in zip(rows, whole, strict=True):
+        if here["state"] == "complete":
+            assert losses(here) == pytest.approx(losses(there), rel=1e-4)
+
+
+def test_what_fails_for_a_whole_stack_is_no_result_of_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        msg = "out of memory"
+        raise RuntimeError(msg)
+
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("comet",)})
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_benchmarks._tune._stacked.train_together", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run_here(tmp_path, plan, stack=2)
+    rows = run_here(tmp_path, plan)
+    assert numbers(rows) == wanted(plan)
+    assert {row["state"] for row in rows} == {"complete"}
+
+
 def test_tpe_stays_within_the_grids(tmp_path: Path) -> None:
     plan = StudyPlan(**{**vars(PLAN), "gates": ("comet",), "trials": 3, "sampler": "tpe"})
     rows = run_here(tmp_path, plan)
@@ -172,7 +249,9 @@ def test_four_workers_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     prepare(storage, plan, tmp_path)
     polls: list[int] = []
-    run_workers(tmp_path, None, plan, few_ratings, num_workers=4, on_poll=lambda: polls.append(1))
+    run_workers(
+        tmp_path, None, plan, few_ratings, num_workers=4, stack=1, on_poll=lambda: polls.append(1)
+    )
     rows = rows_of(storage, plan)
     assert numbers(rows) == wanted(plan)
     assert all(row["state"] == "complete" for row in rows)

@@ -17,6 +17,7 @@ from moe_benchmarks._experiments._gates import GATES, PAPER_GATES
 from moe_benchmarks._experiments._row import made_with
 from moe_benchmarks._files import write_json
 from moe_benchmarks._speed._measure import Speed, measure_speed
+from moe_benchmarks._speed._stacked import StackSpeed, measure_stack
 
 
 def speed(
@@ -28,6 +29,10 @@ def speed(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of PyTorch.", show_default="PyTorch's own")
     ] = None,
+    stack: Annotated[
+        int,
+        typer.Option(min=1, help="Time so many trials together, as `tune --stack`, beside one."),
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers.")] = None,
     share: Share = 1.0,
     device: Device = "cpu",
@@ -36,7 +41,8 @@ def speed(
     """Time training steps, beside the same model as published: every expert for every row.
 
     Gates whose decisions harden in training are timed as they begin, and hardened. The floor
-    is the arithmetic of what is selected, at the rate of a large product.
+    is the arithmetic of what is selected, at the rate of a large product. With --stack the
+    steps of several trials together are timed instead, beside those of one.
     """
     if experiment not in EXPERIMENTS:
         fail(f"the experiment must be one of {list(EXPERIMENTS)}, got {experiment!r}.")
@@ -50,17 +56,22 @@ def speed(
     try:
         where = find_device(device)
         dataset = load(chosen.dataset, data_dir, share=share, device=where)
-        found: list[Speed] = []
+        found: list[Speed | StackSpeed] = []
         for gate in names(gates):
             with console.status(f"timing {gate}"):
-                found += measure_speed(chosen, dataset, gate, seconds=seconds)
+                if stack == 1:
+                    found += measure_speed(chosen, dataset, gate, seconds=seconds)
+                else:
+                    found.append(measure_stack(chosen, dataset, gate, stack, seconds=seconds))
         if out is not None:
             rows = [each.to_dict() for each in found]
             about = {"experiment": experiment, "threads": torch.get_num_threads()}
             write_json(out, {**about, **made_with(where), "rows": rows})
     except (DataError, ImportError, ValueError, OSError, RuntimeError) as error:
         fail(str(error))
-    console.print(_table(found))
+    alone = [each for each in found if isinstance(each, Speed)]
+    together = [each for each in found if isinstance(each, StackSpeed)]
+    console.print(_table(alone) if alone else _stack_table(together))
     if out is not None:
         console.print(f"numbers: {out}", soft_wrap=True, markup=False)
 
@@ -81,5 +92,24 @@ def _table(found: list[Speed]) -> Table:
             f"{each.ratio:.1f}x",
             f"{each.floor_milliseconds / each.milliseconds:.0%}",
             f"{each.epoch_seconds:.0f} s",
+        )
+    return table
+
+
+def _stack_table(found: list[StackSpeed]) -> Table:
+    """Lay out what trials together take, and what one takes."""
+    first = found[0]
+    table = Table(title=f"{first.stack} trials, batches of {first.batch_size} rows")
+    table.add_column("gate", no_wrap=True)
+    for name in ("ms a step, one", "all together", "faster", "operations, one", "all together"):
+        table.add_column(name, justify="right")
+    for each in found:
+        table.add_row(
+            GATES[each.gate].name,
+            f"{each.milliseconds:,.1f}",
+            f"{each.stacked_milliseconds:,.1f}",
+            f"{each.ratio:.2f}x",
+            f"{each.operations:,}",
+            f"{each.stacked_operations:,}",
         )
     return table

@@ -50,6 +50,14 @@ def tune(
     epochs: Epochs = None,
     patience: Patience = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the trials out.")] = 1,
+    stack: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Trials of a variant that are trained together, as one model: for GPUs, which one "
+            "trial does not keep busy. On the CPU it takes longer.",
+        ),
+    ] = 1,
     device: Device = "cpu",
     sampler: Annotated[str, typer.Option(help="random, as in the paper, or tpe.")] = "random",
     seed: Annotated[int, typer.Option(help="Same seed, same trials.")] = 0,
@@ -90,7 +98,8 @@ def tune(
         read()  # what is missing is said before anything is begun
         with hold_study(out, plan):
             opened = open_study(out, plan, storage)
-            _run(opened, plan, out, storage, partial(run_workers, load=read, num_workers=workers))
+            run = partial(run_workers, load=read, num_workers=workers, stack=stack)
+            _run(opened, plan, out, storage, run)
     except (DataError, DamagedFileError, StudyError, ImportError, ValueError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:

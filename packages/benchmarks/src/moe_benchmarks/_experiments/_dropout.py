@@ -1,8 +1,9 @@
 """Dropout whose random numbers cost little on the CPU."""
 
+import math
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 # Random bits of a feature: its probability is rounded to 2**-16.
 LEVELS = 2**16
@@ -33,18 +34,31 @@ class Dropout(nn.Module):
             raise ValueError(msg)
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return some features as 0 and the rest larger by 1 / (1 - p), in training."""
+    def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Return some features as 0 and the rest larger by 1 / (1 - p), in training.
+
+        `factors` are those to take, from an earlier call of the method of that name.
+        """
+        if factors is None:
+            factors = self.factors(x.shape, x)
+        return x if factors is None else x * factors
+
+    def factors(
+        self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """Draw what each feature is multiplied by; None where nothing is dropped."""
         num_dropped = round(self.p * LEVELS)
         if not self.training or not num_dropped:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        words = torch.empty(-(-x.numel() // FEATURES_OF_WORD), dtype=torch.int64)
+            return None
+        if like.device.type != "cpu":
+            kept = like.new_empty(shape).bernoulli_(1 - self.p, generator=generator)
+            return kept.div_(1 - self.p)
+        size = math.prod(shape)
+        words = torch.empty(-(-size // FEATURES_OF_WORD), dtype=torch.int64)
         # Without an upper bound: all 64 bits are random.
-        levels = words.random_(LOWEST_WORD, None).view(torch.int16)[: x.numel()].view(x.shape)
-        kept = levels >= num_dropped - LEVELS // 2
-        return x * kept.to(x.dtype).mul_(LEVELS / (LEVELS - num_dropped))
+        words.random_(LOWEST_WORD, None, generator=generator)
+        kept = words.view(torch.int16)[:size].view(shape) >= num_dropped - LEVELS // 2
+        return kept.to(like.dtype).mul_(LEVELS / (LEVELS - num_dropped))
 
     def extra_repr(self) -> str:
         """Say the probability."""

@@ -36,6 +36,7 @@ class Gate(NamedTuple):
     build: Callable[[GateSize], Router]
     reads_ids: bool = False
     has_smooth_step: bool = False  # gamma and the entropy weight are its settings
+    draws: bool = False  # in training, with torch's generator, which runs of a stack would share
 
 
 def _hash(size: GateSize) -> Router:
@@ -93,7 +94,7 @@ GATES: Mapping[str, Gate] = {
     "comet": Gate("COMET", _comet, has_smooth_step=True),
     "softmax": Gate("Softmax", _softmax),
     "relu": Gate("ReLU", _relu),
-    "exact-k": Gate("Exact-k", _exact_k),
+    "exact-k": Gate("Exact-k", _exact_k, draws=True),
     "tree-top-k": Gate("Tree top-k", _tree_top_k),
     "top-k-sparsemax": Gate("Top-k sparsemax", _top_k_sparsemax),
 }

@@ -40,7 +40,11 @@ class SoftPermutation(nn.Module):
 
     def matrix(self) -> Tensor:
         """Return the soft permutation, (E, E), at the temperature of this step."""
-        state = RelaxationState(self.log_weights, int(self.done_steps))
+        return self.matrix_at(self.log_weights, int(self.done_steps))
+
+    def matrix_at(self, log_weights_EE: Tensor, step: int) -> Tensor:
+        """Return the soft permutation of other log weights, at the temperature of a step."""
+        state = RelaxationState(log_weights_EE, step)
         soft: Tensor = self.relaxation.matrix(state, xp=xp).matrix
         return soft
 

@@ -94,22 +94,31 @@ class MixtureModel(nn.Module):
         """Return the ids that the gates read; None where they read the features."""
         return None if self.hash_input is None else inputs[self.hash_input]
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Prediction:
-        """Predict every task for a batch."""
-        soft_penalty = self._mix() if self.soft is not None else 0.0
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        dropout_GTO: Tensor | None = None,
+        matrix_EE: Tensor | None = None,
+    ) -> Prediction:
+        """Predict every task for a batch.
+
+        In training, dropout's factors and the soft permutation may be given: inside vmap nothing
+        is drawn, nor does a model know how cold its permutation is.
+        """
+        soft_penalty = self._mix(matrix_EE) if self.soft is not None else 0.0
         output_GTO, penalty, weights_GTE = self.mixture(
             self.bottom(inputs), self.router_input(inputs)
         )
-        mixed_GTO = self.dropout(output_GTO)
+        mixed_GTO = self.dropout(output_GTO, dropout_GTO)
         outputs = tuple(head(y) for head, y in zip(self.heads, mixed_GTO, strict=True))
         return Prediction(outputs, penalty + soft_penalty, weights_GTE)
 
-    def _mix(self) -> Tensor | float:
+    def _mix(self, matrix_EE: Tensor | None) -> Tensor | float:
         """Give all routers the soft permutation of this step, and return its penalty."""
         assert self.soft is not None
         if self.soft.frozen or not self.training:
             return 0.0
-        matrix_EE = self.soft.matrix()
+        matrix_EE = self.soft.matrix() if matrix_EE is None else matrix_EE
         for router in self.mixture.routers:
             assert isinstance(router, MixedRouter)
             router.matrix_EE = matrix_EE

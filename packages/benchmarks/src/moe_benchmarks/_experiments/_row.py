@@ -57,6 +57,32 @@ def run_trial(
         on_epoch=on_epoch,
     )
     seconds = time.perf_counter() - begin
+    row = complete_row(
+        experiment, settings, dataset, trained, share=share, trial=trial, seconds=seconds
+    )
+    return row, trained
+
+
+def complete_row(
+    experiment: Experiment,
+    settings: TrialSettings,
+    dataset: Dataset,
+    trained: Trained,
+    *,
+    share: float,
+    trial: int,
+    seconds: float,
+    stack: int = 1,
+) -> Row:
+    """Measure a trained model, and return its row.
+
+    `stack` is how many runs were trained together, at most, and `seconds` what it took of them.
+
+    Raises
+    ------
+    DivergedError
+        If a loss is not finite: JSON has no such numbers.
+    """
     metrics: dict[str, Any] = {}
     load: list[list[float]] = []
     for name, split in (("validation", dataset.validation), ("test", dataset.test)):
@@ -76,7 +102,7 @@ def run_trial(
                 raise DivergedError(msg)
             load = [moe_gates.expert_load(each).tolist() for each in weights_GTE]
     trained_seconds = sum(epoch.seconds for epoch in trained.history)
-    row = {
+    return {
         **row_head(experiment, settings, dataset.device, share=share, trial=trial),
         "state": "complete",
         "error": None,
@@ -86,10 +112,10 @@ def run_trial(
         "load": load,
         "searches": [asdict(search) for search in trained.searches],
         "seconds": seconds,
+        "stack": stack,
         "rows_per_second": len(dataset.train) * len(trained.history) / trained_seconds,
         "notes": list(dataset.notes),
     }
-    return row, trained
 
 
 def failed_row(
