@@ -10,6 +10,7 @@ import torch
 
 from moe_benchmarks._data import _sources as sources
 from moe_benchmarks._data._books import BOOKS, load_books
+from moe_benchmarks._data._celeba import CELEBA, load_celeba
 from moe_benchmarks._data._dataset import DataError, Dataset
 from moe_benchmarks._data._jester import JESTER, JESTER_1, load_jester, load_jester_1
 from moe_benchmarks._data._movielens import (
@@ -181,6 +182,12 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
             (*sources.MNIST_FILES, *sources.SVHN_FILES),
             f"{sources.MNIST_LICENCE} {sources.SVHN_LICENCE}",
             _rows(lambda folder, seed: load_mnist_svhn(folder, seed=seed)),
+        ),
+        CELEBA: Source(
+            "202,599 faces of 32 x 32 pixels with ten attributes; to be brought by hand.",
+            sources.CELEBA_FILES,
+            sources.CELEBA_LICENCE,
+            lambda folder, share, seed: load_celeba(folder, share=share, seed=seed),
         ),
         DIGITS: Source(
             "Two of scikit-learn's digits in a picture of 10 x 10 pixels; needs no file.",

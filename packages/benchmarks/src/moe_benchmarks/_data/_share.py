@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_benchmarks._data._dataset import ITEM, USER, Dataset, Split, check_targets
@@ -65,10 +66,19 @@ def with_rows(dataset: Dataset, share: float, *, seed: int = 0) -> Dataset:
     generator = np.random.default_rng(seed)
 
     def some(split: Split) -> Tensor:
-        rows = generator.choice(len(split), scaled(len(split), share), replace=False)
-        return torch.from_numpy(np.sort(rows))
+        return torch.from_numpy(some_rows(len(split), share, generator))
 
-    return _with_rows(dataset, some, f"Only {share:.3g} of the rows are used (seed {seed}).")
+    return _with_rows(dataset, some, rows_note(share, seed))
+
+
+def some_rows(num_rows: int, share: float, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Draw a share of row numbers, at least one, in order."""
+    return np.sort(generator.choice(num_rows, scaled(num_rows, share), replace=False))
+
+
+def rows_note(share: float, seed: int) -> str:
+    """Say that only some rows are used."""
+    return f"Only {share:.3g} of the rows are used (seed {seed})."
 
 
 def check_share(share: float) -> None:

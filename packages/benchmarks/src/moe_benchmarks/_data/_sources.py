@@ -99,6 +99,12 @@ SVHN_FILES = tuple(
     )
 )
 
+# Published on a drive that wants a browser.
+CELEBA_FILES = tuple(
+    SourceFile(f"celeba/{name}")
+    for name in ("img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt")
+)
+
 MOVIELENS_LICENCE = (
     "MovieLens is for research: no redistribution and no commercial use without permission of "
     "GroupLens, University of Minnesota; cite Harper and Konstan (2015)."
@@ -113,6 +119,10 @@ BOOKS_LICENCE = (
 MNIST_LICENCE = "MNIST is by Yann LeCun and Corinna Cortes, under CC BY-SA 3.0."
 FASHION_MNIST_LICENCE = "Fashion-MNIST is by Zalando SE, under the MIT licence."
 SVHN_LICENCE = "SVHN is for non-commercial use; cite Netzer et al. (2011)."
+CELEBA_LICENCE = (
+    "CelebA is for non-commercial research, with no redistribution of its pictures; cite Liu, Luo, "
+    "Wang and Tang (2015); it is found at mmlab.ie.cuhk.edu.hk/projects/CelebA.html."
+)
 DIGITS_LICENCE = (
     "The digits come with scikit-learn, from the UCI repository (Alpaydin and Kaynak), "
     "under CC BY 4.0."
