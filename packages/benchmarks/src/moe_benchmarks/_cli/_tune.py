@@ -54,8 +54,8 @@ def tune(
         int,
         typer.Option(
             min=1,
-            help="Trials of a variant that are trained together, as one model: for GPUs, which one "
-            "trial does not keep busy. On the CPU it takes longer.",
+            help="Trials of a variant that are trained together, as one model: for GPUs, where "
+            "steps of one trial are too small. On the CPU it takes longer.",
         ),
     ] = 1,
     device: Device = "cpu",

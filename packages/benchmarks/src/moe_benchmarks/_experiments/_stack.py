@@ -1,7 +1,7 @@
 """Epochs of several runs at once: their models as one, what differs along a first axis.
 
-A model of these experiments keeps no GPU busy: a step is many small operations, each of which
-takes longer to launch than to run. Stacked, as many operations do the work of all runs.
+A step of one model is some hundred operations on little data, which a GPU should finish sooner
+than they are launched. Stacked, hardly more operations do the work of all runs.
 
 Axes: S runs, T rows of a batch, N parameters of a model, G gates, E experts, O features of an
 expert's output.
