@@ -51,7 +51,7 @@ def test_a_stack_has_the_numbers_of_the_cpu(gate: str, search: str) -> None:
         for _ in range(3):
             trained = train_together(runs, [each.run.begin_epoch() for each in runs])
             for each, epoch in zip(runs, trained, strict=True):
-                each.run.end_epoch(*epoch)
+                each.end_epoch(epoch)
         found.append([each.run.progress.history[-1].validation_loss for each in runs])
     assert runs[0].values.device.type == NAME
     assert found[1] == pytest.approx(found[0], rel=1e-4)

@@ -89,6 +89,15 @@ def test_ten_tasks_are_learned(tmp_path: Path) -> None:
     assert row["metrics"]["test"]["hard"]["most_experts"] <= 2
 
 
+def test_a_table_of_too_few_attributes_is_not_celeba(tmp_path: Path) -> None:
+    path = write_celeba(tmp_path) / "celeba" / "list_attr_celeba.txt"
+    count, header, *lines = path.read_text().splitlines()
+    rows = [" ".join(line.split()[:10]) for line in lines]
+    path.write_text("\n".join([count, " ".join(header.split()[:9]), *rows]))
+    with pytest.raises(DataError, match="10 attributes or more are expected, got 9"):
+        load("celeba", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
@@ -96,6 +105,7 @@ def test_ten_tasks_are_learned(tmp_path: Path) -> None:
         ("list_attr_celeba.txt", b" Attribute_5", b""),
         ("list_attr_celeba.txt", b"-1", b"-2"),
         ("list_attr_celeba.txt", b" 1", b" one"),
+        ("list_attr_celeba.txt", b" 1", b" 300"),
         ("list_attr_celeba.txt", b"A", b"\xff"),
         ("list_eval_partition.txt", b"000003.jpg", b"000004.jpg"),
         ("list_eval_partition.txt", b" 2", b" 3"),

@@ -214,6 +214,57 @@ def test_a_trial_that_fails_leaves_its_stack(
             assert losses(here) == pytest.approx(losses(there), rel=1e-4)
 
 
+def test_a_stack_records_what_each_trial_does_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("comet",), "trials": 3, "epochs": 2})
+    bad, build, pause = sampled_settings(plan, "comet", "identity", 1), Run.__init__, 0.1
+
+    def build_two_of_three(run: Run, *args: object, **options: object) -> None:
+        if bad in args:
+            msg = "cannot be built"
+            raise ValueError(msg)
+        build(run, *args, **options)  # type: ignore[arg-type]
+
+    def search(*_: object, **__: object) -> list[object]:
+        time.sleep(pause)
+        return []
+
+    monkeypatch.setattr(Run, "__init__", build_two_of_three)
+    monkeypatch.setattr("moe_benchmarks._experiments._run.search_epoch", search)
+    rows = run_here(tmp_path, plan, stack=3)
+    assert [row["state"] for row in rows] == ["complete", "failed", "complete"]
+    assert rows[1]["error"] == "ValueError: cannot be built"
+    assert all(row["seconds"] > pause for row in (rows[0], rows[2]))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("function", ["begin_epoch", "end_epoch"])
+def test_memory_that_does_not_suffice_is_no_result_of_a_trial(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("comet",)})
+    monkeypatch.setattr(Run, function, fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_here(tmp_path, plan, stack=2)
+    assert not (tmp_path / "rows.jsonl").exists(), "there is no row to write"
+
+
+def test_a_row_that_cannot_be_kept_ends_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        msg = "database is locked"
+        raise OSError(msg)
+
+    monkeypatch.setattr("moe_benchmarks._tune._trial.TakenTrial.finish", fail)
+    plan = StudyPlan(**{**vars(PLAN), "gates": ("comet",)})
+    with pytest.raises(OSError, match="database is locked"):
+        run_here(tmp_path, plan, stack=2)
+
+
 def test_what_fails_for_a_whole_stack_is_no_result_of_a_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,9 @@ from moe_runtime import (
     MultiGateMixtureOfExperts,
     TopKRouter,
     hard_routing,
+    pack_experts,
 )
+from moe_runtime._transforms import is_transformed
 
 NUM_EXPERTS, NUM_MODELS, NUM_ROWS = 5, 3, 7
 State = dict[str, Tensor]
@@ -109,3 +111,35 @@ def test_what_runs_inside_is_explained() -> None:
 
     vmap(listen)(torch.randn(2, 3, DIM))
     assert said == {"dense gate: inside a transform of torch.func"}
+
+
+def test_a_compiler_is_no_transform() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(is_transformed())
+        return x + 1
+
+    torch.compile(look, backend="eager", fullgraph=True)(torch.ones(2))
+    assert not any(seen)
+    mixture = make_mixture("comet", kernel="dense")
+    x, mask = torch.randn(4, DIM), torch.tensor([True, False, True, True])
+    compiled = torch.compile(mixture, backend="eager")
+    with torch.no_grad():  # PyTorch (2.13) warns of gradients where a mask breaks the graph
+        torch.testing.assert_close(compiled(x, mask=mask).output, mixture(x, mask=mask).output)
+    torch._dynamo.reset()
+    several = torch.compile(vmap(lambda rows: mixture(rows).output), backend="eager")
+    expected = torch.stack([mixture(rows).output for rows in (x, 2 * x)])
+    torch.testing.assert_close(several(torch.stack([x, 2 * x])), expected)
+
+
+def test_packed_experts_are_mapped_but_pass_no_gradient() -> None:
+    mixture = make_mixture("top_k")
+    x = torch.randn(2, 3, DIM)
+    with torch.no_grad():
+        expected = torch.stack([mixture(rows).output for rows in x])
+        pack_experts(mixture)
+        torch.testing.assert_close(vmap(lambda rows: mixture(rows).output)(x), expected)
+    for given in (x, x.clone().requires_grad_()):
+        with pytest.raises(RuntimeError, match="packed experts pass no gradient"):
+            vmap(lambda rows: mixture(rows).output)(given)

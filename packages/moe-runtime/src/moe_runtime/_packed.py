@@ -15,6 +15,7 @@ from moe_runtime._expert_set import ExpertSet
 from moe_runtime._experts import Experts, StackedLinear
 from moe_runtime._mixture import MultiGateMixtureOfExperts
 from moe_runtime._packed_linear import PackedLinear, pack_linear, prepare
+from moe_runtime._transforms import is_transformed
 from moe_runtime._untraced import untraced
 
 WEIGHTS = ("bfloat16", "float32", "int8")
@@ -286,7 +287,8 @@ def _expert_of(stack_EO: Tensor | None, expert: int) -> Tensor | None:
 
 
 def _check_no_gradient(x: Tensor) -> None:
-    if x.requires_grad and torch.is_grad_enabled():
+    # Inside torch.func's transforms a tensor does not say whether it has a gradient outside.
+    if (x.requires_grad or is_transformed()) and torch.is_grad_enabled():
         _refuse("pass no gradient: run the model under `torch.inference_mode()`")
 
 

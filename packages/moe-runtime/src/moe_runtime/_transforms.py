@@ -5,5 +5,6 @@ import torch
 
 def is_transformed() -> bool:
     """Whether the code runs inside a transform of torch.func."""
-    # PyTorch (2.13) has no public way to ask.
-    return torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
+    # PyTorch (2.13) has no public way to ask, and to Dynamo the stack is never empty.
+    compiling = torch.compiler.is_compiling()
+    return not compiling and torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001

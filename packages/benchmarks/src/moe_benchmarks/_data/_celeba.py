@@ -78,10 +78,13 @@ def read_labels(data_dir: Path, /) -> Labels:
         rows = [line.split() for line in lines]
         values = np.array([row[1:] for row in rows], dtype=np.int8)
         names, files = header.split(), [row[0] for row in rows]
+        if len(names) < NUM_TASKS:
+            msg = f"{NUM_TASKS} attributes or more are expected, got {len(names)}"
+            raise ValueError(msg)  # noqa: TRY301 - told with the path, below
         if values.shape != (int(count), len(names)) or not np.isin(values, (-1, 1)).all():
             msg = f"{count} lines of {len(names)} values of 1 or -1 are expected"
             raise ValueError(msg)  # noqa: TRY301 - told with the path, below
-    except (ValueError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:
         raise damaged(path, error) from error
     return Labels(names, files, values == 1, _parts(data_dir, files))
 

@@ -84,8 +84,8 @@ class Run:
         checkpoint: Path | None = None,
     ) -> None:
         self.settings, self.dataset, self.checkpoint = settings, dataset, checkpoint
-        num_batches = -(-len(dataset.train) // settings.batch_size)
-        self.model = build_model(experiment, settings, dataset, steps_per_epoch=num_batches)
+        self.num_batches = -(-len(dataset.train) // settings.batch_size)  # of an epoch
+        self.model = build_model(experiment, settings, dataset, steps_per_epoch=self.num_batches)
         self.model.to(dataset.device)
         self.optimizer = new_optimizer(self.model, settings.learning_rate)
         self.progress, self._best = Progress(), copy_state(self.model)

@@ -22,7 +22,7 @@ import moe_gates
 from moe_benchmarks._data._dataset import Split
 from moe_benchmarks._experiments._losses import task_losses, total_loss
 from moe_benchmarks._experiments._model import MixtureModel, Prediction
-from moe_benchmarks._experiments._run import Run
+from moe_benchmarks._experiments._run import Run, new_optimizer
 from moe_benchmarks._experiments._searches import advance_relaxation
 from moe_benchmarks._experiments._stacked_adam import VALUE, StackedAdam
 from moe_runtime import CometRouter, Decision, DSelectKRouter
@@ -33,7 +33,8 @@ ENTROPY_WEIGHT = "entropy_weight"
 class StackedRun:
     """A run whose parameters, and Adam's moments of each, lie in one tensor (3, N).
 
-    It is trained by `train_together` only, and saves no checkpoint.
+    It is trained by `train_together` only, and saves no checkpoint. Between two epochs it is used
+    as a `Run`.
     """
 
     def __init__(self, run: Run) -> None:
@@ -47,6 +48,13 @@ class StackedRun:
         for name, part in zip(named, parts, strict=True):
             module, _, own = name.rpartition(".")
             setattr(run.model.get_submodule(module), own, nn.Parameter(part))
+        # The optimiser would keep the parameters that were.
+        run.optimizer = new_optimizer(run.model, run.settings.learning_rate)
+
+    def end_epoch(self, epoch: "TrainedEpoch") -> None:
+        """Let the epoch count for a soft permutation, and for the run; see `Run.end_epoch`."""
+        advance_relaxation(self.run.model, self.run.settings, num_steps=self.run.num_batches)
+        self.run.end_epoch(*epoch)
 
     @property
     def is_mixing(self) -> bool:
@@ -56,11 +64,11 @@ class StackedRun:
 
 
 class TrainedEpoch(NamedTuple):
-    """What `Run.end_epoch` is told of an epoch."""
+    """What an epoch of training came to."""
 
-    train_loss: float
+    train_loss: float  # mean over its batches, as `penalty`
     penalty: float
-    seconds: float
+    seconds: float  # its part of the wall time
 
 
 def train_together(runs: Sequence[StackedRun], orders: Sequence[Tensor]) -> list[TrainedEpoch]:
@@ -120,7 +128,6 @@ class Stack:
         for stacked, values in zip(self.stacked, self.values.unbind(), strict=True):
             stacked.values.copy_(values)
             stacked.num_steps += len(batches)
-            advance_relaxation(stacked.run.model, stacked.run.settings, num_steps=len(batches))
         losses, penalties = (totals / orders[0].shape[0]).tolist()
         return list(zip(losses, penalties, strict=True))
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from optuna.storages import BaseStorage
 from torch import Tensor
 
@@ -65,8 +66,11 @@ class TrialStack:
             taken = take_trial(*self._waiting)
             if taken is None:
                 return
-            run = Run(self._experiment, taken.settings, self._dataset)
-            self._members.append(_Member(taken, StackedRun(run)))
+            try:
+                run = Run(self._experiment, taken.settings, self._dataset)
+                self._members.append(_Member(taken, StackedRun(run)))
+            except Exception as error:  # noqa: BLE001 - as below
+                taken.finish(self._failed_row(taken, error))
 
     def _begin_epoch(self, member: _Member) -> None:
         member.order = member.stacked.run.begin_epoch()
@@ -80,29 +84,38 @@ class TrialStack:
             member.seconds += epoch.seconds
 
     def _end_epoch(self, member: _Member) -> None:
-        begin, run = time.perf_counter(), member.stacked.run
         assert member.epoch is not None
-        run.end_epoch(*member.epoch)
-        member.seconds += time.perf_counter() - begin
-        if run.is_over:
-            self._leave(member, self._row(member))
+        member.stacked.end_epoch(member.epoch)
 
     def _each(self, do: Callable[[_Member], None]) -> None:
-        """Do what concerns each trial alone; one that fails leaves, with a row that says so."""
+        """Do what concerns each trial alone; one that is over or fails leaves, with its row."""
         for member in list(self._members):
-            try:
-                do(member)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-                taken = member.taken
-                row = failed_row(
-                    self._experiment,
-                    taken.settings,
-                    self._dataset.device,
-                    error,
-                    share=self._share,
-                    trial=taken.number,
-                )
-                self._leave(member, row)
+            row = self._row_after(member, do)
+            if row is not None:
+                self._members.remove(member)
+                member.taken.finish(row)
+
+    def _row_after(self, member: _Member, do: Callable[[_Member], None]) -> Row | None:
+        """Do it, and return the row of a trial that ends with it."""
+        begin = time.perf_counter()
+        try:
+            do(member)
+            member.seconds += time.perf_counter() - begin
+            return self._row(member) if member.stacked.run.is_over else None
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            return self._failed_row(member.taken, error)
+
+    def _failed_row(self, taken: TakenTrial, error: Exception) -> Row:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error  # of the stack, not of this trial
+        return failed_row(
+            self._experiment,
+            taken.settings,
+            self._dataset.device,
+            error,
+            share=self._share,
+            trial=taken.number,
+        )
 
     def _row(self, member: _Member) -> Row:
         return complete_row(
@@ -115,7 +128,3 @@ class TrialStack:
             seconds=member.seconds,
             stack=member.stack,
         )
-
-    def _leave(self, member: _Member, row: Row) -> None:
-        self._members.remove(member)
-        member.taken.finish(row)
