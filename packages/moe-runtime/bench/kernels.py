@@ -19,6 +19,7 @@ from moe_runtime import Experts
 from moe_runtime._choice import choose, expected_microseconds
 from moe_runtime._kernels import KERNELS
 from moe_runtime._mixture import run_experts
+from moe_runtime._numba_kernel import suits_numba
 from moe_runtime._plan import make_plan
 
 SIZES = (
@@ -31,6 +32,7 @@ SIZES = (
     (64, 768, 48),
     (8, 768, 384),
     (64, 768, 384),
+    (8, 768, 3072),
 )  # E, D, H
 ROWS = (1, 2, 4, 8, 16, 64, 256, 1024)
 QUICK_SIZES, QUICK_ROWS = ((16, 32, 64),), (1, 64)
@@ -77,6 +79,8 @@ def measure(size: tuple[int, int, int], num_rows: int, k: int, options: Options)
             names.append("dense")
         if num_rows * k <= MOST_GATHERED and not training:
             names.append("gathered")
+        if suits_numba(experts) and not training:
+            names.append("numba")
         kernel = choose(experts, plan, x_TD.device, training=training)
         names += [kernel] if kernel not in names else []
         run = step if training else infer

@@ -32,8 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 GATED = {"geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu", "swiglu": "silu"}
 DIM, NUM_IDS = 6, 40
-# Those that run everywhere.
-CPU_KERNELS = sorted(set(KERNELS) - {"triton"})
+# Those that run everywhere, and pass gradients.
+CPU_KERNELS = sorted(set(KERNELS) - {"numba", "triton"})
 
 
 def biased_top_k(num_experts: int, k: int) -> TopKRouter:

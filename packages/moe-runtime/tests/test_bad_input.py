@@ -48,7 +48,7 @@ BAD_LAYERS: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: MixtureOfExperts(TopKRouter(DIM, 4, k=2), experts(), kernel="fast"),
-        "`kernel` must be one of ['auto', 'dense', 'gathered', 'loop', 'sorted', 'triton'], got",
+        "`kernel` must be one of ['auto', 'dense', 'gathered', 'loop', 'numba', 'sorted', ",
     ),
     (
         lambda: MultiGateMixtureOfExperts([], experts()),

@@ -5,13 +5,19 @@ import torch
 from _reference import make_mixture
 from torch import Tensor
 
-from moe_runtime import Experts
+from moe_runtime import Experts, _numba_use
 from moe_runtime._choice import explain
 from moe_runtime._costs import XEON_5, ZEN_5, Processor
 from moe_runtime._kernels import KERNELS
 from moe_runtime._plan import Plan, make_plan
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is chosen should not depend on an extra here; see test_numba_experts for that.
+    monkeypatch.setattr(_numba_use, "has_numba", lambda: False)
 
 
 def draw_plan(num_rows: int, num_experts: int, k: int) -> Plan:
@@ -88,7 +94,7 @@ def test_the_explanation_counts_the_work_and_lists_what_it_compared() -> None:
 def test_a_single_row_is_not_said_to_have_been_compared() -> None:
     explanation = make_mixture("softmax").eval().explain(torch.randn(1, 6))
     assert explanation.kernel == "gathered"
-    assert "one by one, without a comparison" in explanation.reason
+    assert "nothing is compared" in explanation.reason
 
 
 def test_masked_rows_are_not_part_of_the_work() -> None:

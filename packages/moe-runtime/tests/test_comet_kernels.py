@@ -8,14 +8,14 @@ import torch
 from _reference import DIM, awake
 from torch import Tensor
 
-from moe_runtime import CometRouter, Router, Routing, _comet_kernel, hard_routing
+from moe_runtime import CometRouter, Router, Routing, _numba_use, hard_routing
 
 KERNEL = pytest.mark.parametrize("kernel", ["auto", "numba", "torch"])
 
 
 @pytest.fixture
 def _without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_comet_kernel, "_has_numba", lambda: False)
+    monkeypatch.setattr(_numba_use, "has_numba", lambda: False)
 
 
 def need_numba(kernel: str) -> None:

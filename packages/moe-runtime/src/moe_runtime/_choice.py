@@ -9,6 +9,7 @@ import torch
 
 from moe_runtime._costs import HERE
 from moe_runtime._expert_set import ExpertSet
+from moe_runtime._numba_kernel import suits_numba
 from moe_runtime._plan import Plan
 from moe_runtime._products import ONEDNN_MULTIPLICATIONS
 
@@ -18,6 +19,8 @@ DENSE_SHARE = 0.7
 # not fit the cache: one that several rows share is read again for each (2x at 128 pairs of 64
 # experts of 3.5 MB, Zen 5).
 GATHERED_PAIRS = 16
+# What numba's loops take to begin and end the sum of an output, in products.
+NUMBA_FEATURES = 64
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def explain(
     if kernel != "auto":
         reason = "asked for"
     elif _is_single(plan, device, training=training):
-        reason = "a single row's pairs are taken one by one, without a comparison"
+        reason = "a single row, for which nothing is compared"
     elif times:
         reason = f"should be fastest on the CPU for {'training' if training else 'inference'}"
     else:
@@ -82,7 +85,8 @@ def explain(
 def choose(experts: ExpertSet, plan: Plan, device: torch.device, *, training: bool) -> str:
     """Name the kernel that should take least time."""
     if _is_single(plan, device, training=training):
-        return "gathered"  # what it takes to compare would be a tenth of it
+        # What it takes to compare would be a tenth of it.
+        return "numba" if suits_numba(experts) else "gathered"
     if device.type == "cpu":
         times = expected_microseconds(experts, plan, training=training)
         return min(times, key=times.__getitem__)
@@ -120,4 +124,15 @@ def expected_microseconds(experts: ExpertSet, plan: Plan, *, training: bool) -> 
             + HERE.gathered_row * plan.num_rows
             + HERE.gathered.time(plan.num_pairs, plan.num_pairs, *size)
         )
+    if not training and suits_numba(experts):
+        times["numba"] = _numba_microseconds(experts, plan)
     return times
+
+
+def _numba_microseconds(experts: ExpertSet, plan: Plan) -> float:
+    """Microseconds of numba's loops, which have one thread."""
+    layers = len(experts.layer_sizes)
+    total = sum((inputs + NUMBA_FEATURES) * outputs for inputs, outputs in experts.layer_sizes)
+    scan = HERE.numba_weight * plan.num_rows * plan.num_experts / 1000
+    products = HERE.numba.time(plan.num_pairs, plan.num_used, layers, total / 1000)
+    return HERE.numba_base + scan + products

@@ -3,16 +3,14 @@
 Axes: T rows, D input features, E experts, K trees.
 """
 
-import importlib
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_runtime import _requirements
 from moe_runtime._comet_walk import GATHERED
+from moe_runtime._numba_use import check_numba, is_traced, takes_numba
 from moe_runtime._transforms import is_transformed
 
 COMET_KERNELS = ("auto", "dense", "numba", "torch")
@@ -63,8 +61,8 @@ def choose_comet_kernel(
     if is_transformed():
         return CometKernel("dense", walks=False, reason="inside a transform of torch.func")
     if kernel == "numba":
-        _check_numba(x)
-    if kernel == "numba" or (kernel == "auto" and _takes_numba((x, *parameters))):
+        check_numba(x, "a router with `kernel='numba'`")
+    if kernel == "numba" or (kernel == "auto" and takes_numba((x, *parameters))):
         return CometKernel("numba", walks, "no gradient" if walks else "soft, or with a gradient")
     num_gathered = x.shape[:-1].numel() * k * x.shape[-1]
     if not (walks or (kernel == "torch" and hard)):
@@ -77,28 +75,4 @@ def choose_comet_kernel(
 
 
 def _is_exporting() -> bool:
-    # A trace would keep the weights of its example as constants.
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return tracing or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-
-
-def _check_numba(x: Tensor) -> None:
-    _requirements.require("numba", extra="numba", purpose="a router with `kernel='numba'`")
-    if x.device.type != "cpu":
-        msg = f"`kernel='numba'` computes on the CPU, got an input on {x.device}."
-        raise ValueError(msg)
-
-
-def _takes_numba(tensors: Sequence[Tensor]) -> bool:
-    """Whether there is numba, and each tensor is plain memory of the CPU."""
-    plain = all(type(each) in {Tensor, nn.Parameter} and each.is_cpu for each in tensors)
-    return plain and _has_numba()
-
-
-@cache
-def _has_numba() -> bool:
-    try:
-        importlib.import_module("moe_runtime._numba_rows")
-    except ImportError:  # Not installed, or not for this NumPy: it was not asked for.
-        return False
-    return True
+    return is_traced() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()

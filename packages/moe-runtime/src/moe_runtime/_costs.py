@@ -43,9 +43,14 @@ class Processor(NamedTuple):
     gathered_base: float
     gathered_row: float
     gathered: Products
+    # numba's loops, in inference.
+    numba_base: float
+    numba_weight: float  # looking at a thousand gate weights
+    numba: Products
 
 
-# Zen 5, large products by oneDNN (bench/kernels.py).
+# Zen 5, large products by oneDNN (bench/kernels.py). On 263 sizes in inference, the form that it
+# names took 1.5 % longer than the best in the mean.
 ZEN_5 = Processor(
     inference=Costs(
         sorted_base=60,
@@ -70,9 +75,13 @@ ZEN_5 = Processor(
     gathered_base=19,
     gathered_row=0.6,
     gathered=Products(7.4, 0.0144, 6.9),
+    numba_base=38,
+    numba_weight=4.5,
+    numba=Products(0.1, 0.0125, 3.5),
 )
 # Xeon of the fifth generation (Emerald Rapids), all products by MKL. On 141 sizes each, the
-# form that it names took 1 % longer than the best in the mean; by ZEN_5, 7 and 11 %.
+# form that it names took 1 % longer than the best in the mean; by ZEN_5, 7 and 11 %. What numba
+# takes was not measured there: it has the ratio to the other forms that it has on Zen 5.
 XEON_5 = Processor(
     inference=Costs(
         sorted_base=252,
@@ -97,5 +106,8 @@ XEON_5 = Processor(
     gathered_base=103,
     gathered_row=6.4,
     gathered=Products(18.2, 0.0274, 6.9),
+    numba_base=150,
+    numba_weight=20,
+    numba=Products(0.3, 0.033, 3.5),
 )
 HERE = XEON_5 if prefers_mkl() else ZEN_5

@@ -141,9 +141,9 @@ class Experts(ExpertSet):
     def stacks(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Weight and bias of each layer, in the dtype that they are computed in."""
         dtype = self.computed_in(x)
+        stacks = ((stack.weight, stack.bias) for stack in self._stacks())
         return [
-            (stack.weight.to(dtype), None if stack.bias is None else stack.bias.to(dtype))
-            for stack in self._stacks()
+            (weight.to(dtype), None if bias is None else bias.to(dtype)) for weight, bias in stacks
         ]
 
     def _forward_by_expert(self, x_PD: Tensor, counts_E: list[int]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from moe_runtime import _triton
 from moe_runtime._expert_set import ExpertSet
 from moe_runtime._experts import Experts
+from moe_runtime._numba_kernel import run_numba
 from moe_runtime._plan import Plan, gate_weights
 from moe_runtime._rows import combine, gather_rows
 
@@ -107,6 +108,7 @@ KERNELS: dict[str, Kernel] = {
     "dense": run_dense,
     "gathered": run_gathered,
     "loop": run_loop,
+    "numba": run_numba,
     "sorted": run_sorted,
     "triton": run_triton,
 }
