@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from moe_runtime import Experts
+from moe_runtime import Experts, SoftmaxRouter
 from moe_runtime import _products as products
 from moe_runtime._kernels import run_loop, run_sorted
 from moe_runtime._plan import make_plan
@@ -74,6 +74,30 @@ def test_only_large_float32_products_without_autograd_go_to_onednn(
         products.linear(large.bfloat16(), weight.bfloat16())
     assert products.linear(large, weight).requires_grad
     assert calls == [(2, 1024)]
+
+
+@needs_onednn
+@pytest.mark.parametrize("leading", [(40,), (4, 10)], ids=str)
+def test_scores_of_many_rows_use_it(calls: list[tuple[int, ...]], leading: tuple[int, ...]) -> None:
+    router, x = SoftmaxRouter(256, 128), torch.randn(*leading, 256)
+    wanted = router.double()(x.double()).weights
+    with torch.no_grad():
+        weights = router.float()(x).weights
+    assert calls == [(*leading, 256)]
+    torch.testing.assert_close(weights.double(), wanted, rtol=0, atol=1e-5)
+
+
+@needs_onednn
+def test_what_is_traced_holds_no_product_of_onednn(calls: list[tuple[int, ...]]) -> None:
+    router, x = SoftmaxRouter(256, 128), torch.randn(40, 256)
+    with torch.no_grad():
+        wanted = router(x).weights
+        assert len(calls) == 1
+        program = torch.export.export(router, (x,))
+        compiled = torch.compile(router, fullgraph=True, backend="eager")(x).weights
+    assert "mkldnn" not in str(program.graph)
+    assert len(calls) == 1
+    torch.testing.assert_close(compiled, wanted)
 
 
 @needs_onednn

@@ -12,8 +12,8 @@ def is_among_largest(scores: Array, k: int, xp: ModuleType) -> Array:
     # k passes of argmax, the first of equal scores each: torch.onnx (2.13) cannot
     # export the sort that argsort needs, and comparing all pairs takes E times the memory.
     index = count_up(scores.shape[-1], scores, xp)
-    marked = xp.zeros_like(scores, dtype=xp.bool)
-    for _ in range(k):
+    marked = index == xp.argmax(scores, axis=-1, keepdims=True)
+    for _ in range(k - 1):
         best = xp.argmax(xp.where(marked, -xp.inf, scores), axis=-1, keepdims=True)
         marked = marked | (index == best)
     return marked

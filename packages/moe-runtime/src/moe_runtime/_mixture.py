@@ -56,9 +56,10 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         to a block, ``"gathered"`` goes from pair to pair, ``"dense"`` computes every pair, and
         ``"loop"`` is the plain definition to compare with. ``"numba"`` (extra ``numba``; CPU,
         float32 or float64, `Experts`, no gradient) runs compiled loops, which few rows an expert
-        are best served by; ``"auto"`` takes it where it is installed. ``"triton"`` (extra ``gpu``) is for
-        NVIDIA GPUs and has not been run on one yet, so that ``"auto"`` does not take it. Inside the
-        transforms of `torch.func` there is ``"dense"`` only, which ``"auto"`` takes there.
+        are best served by; ``"auto"`` takes it where it is installed. ``"triton"`` (extra
+        ``gpu``) is for NVIDIA GPUs and has not been run on one yet, so that ``"auto"`` does not
+        take it. Inside the transforms of `torch.func` there is ``"dense"`` only, which ``"auto"``
+        takes there.
     threshold
         Weights whose size is at most this count as 0, and are 0 in the answer. They are not made
         up for: a row's other weights stay as they are.
@@ -145,9 +146,10 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         MixtureOutput
             Output (G, ..., O), penalty, and weights (G, ..., E).
         """
+        experts = self.experts
         check_tensor("x", x)
-        check_last_axis("x", x, self.experts.in_features)
-        check_dtype("x", x, self.experts.dtype)
+        check_last_axis("x", x, experts.in_features)
+        check_dtype("x", x, experts.dtype)
         if mask is not None and is_transformed():
             msg = "`mask` must be None inside torch.func's transforms: what it leaves is data."
             raise ValueError(msg)
@@ -161,13 +163,13 @@ class MultiGateMixtureOfExperts(PretrainedModule):
             # It would count the padding. An export that gives it out is refused, as not a number.
             penalty = torch.full_like(penalty, torch.nan)
         x_TD = x.reshape(-1, x.shape[-1])
-        weights_GTE = weights.reshape(len(self.routers), -1, self.experts.num_experts)
+        weights_GTE = weights.reshape(weights.shape[0], -1, experts.num_experts)
         if is_exporting():
             bounds = [router.max_active for router in self.routers if isinstance(router, Router)]
-            output_GTO = onnx_node(self.experts, x_TD, weights_GTE, bounds)
+            output_GTO = onnx_node(experts, x_TD, weights_GTE, bounds)
         else:
-            output_GTO = run_experts(self.experts, x_TD, weights_GTE, self.kernel, self.max_active)
-        shape = (len(self.routers), *x.shape[:-1], self.experts.out_features)
+            output_GTO = run_experts(experts, x_TD, weights_GTE, self.kernel, self.max_active)
+        shape = (weights.shape[0], *x.shape[:-1], experts.out_features)
         return MixtureOutput(output_GTO.reshape(shape), penalty, weights)
 
     @torch.no_grad()

@@ -49,7 +49,7 @@ def linear(
     *,
     out_TO: Tensor | None = None,
 ) -> Tensor:
-    """Map rows as `torch.nn.functional.linear` does; with `out_TO`, to there."""
+    """Map rows, which may have more axes, as `torch.nn.functional.linear` does; or to `out_TO`."""
     if _suits_onednn(x_TD, weight_OD.shape[0], ONEDNN_ROWS):
         assert _ONEDNN_LINEAR is not None
         y_TO = _ONEDNN_LINEAR(x_TD, weight_OD, bias_O, "none", [], "")
@@ -71,7 +71,8 @@ def weight_gradient(grad_TO: Tensor, x_TD: Tensor, out_OD: Tensor) -> None:
 
 
 def _suits_onednn(x_TD: Tensor, out_features: int, min_rows: int) -> bool:
-    num_rows, in_features = x_TD.shape
+    in_features = x_TD.shape[-1]
+    num_rows = x_TD.numel() // max(1, in_features)
     return (
         num_rows * in_features * out_features >= ONEDNN_MULTIPLICATIONS
         and num_rows >= min_rows

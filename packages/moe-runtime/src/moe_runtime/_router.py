@@ -146,7 +146,7 @@ class Router(PretrainedModule, ABC):
     def _route(self, x: Tensor) -> Routing:
         gate = self.gate(x)
         permuted = self.permute(gate.slot_weights)
-        weights = permuted.sum(-2) if self.num_slots > 1 else permuted[..., 0, :]
+        weights = permuted.sum(-2) if permuted.shape[-2] > 1 else permuted[..., 0, :]
         return Routing(weights, self.penalty(gate, weights), gate.slot_weights)
 
     def permute(self, weights: Tensor) -> Tensor:

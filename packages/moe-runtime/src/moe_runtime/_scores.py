@@ -12,8 +12,9 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 import moe_gates
-from moe_runtime._checks import check_number, check_positive
+from moe_runtime._checks import check_number, check_positive, has_values
 from moe_runtime._pretrained import PretrainedModule
+from moe_runtime._products import linear
 
 # Half-width of the uniform initial leaf and selector scores, in nats (PAPER: COMET, supplement).
 INITIAL_SCORE = 0.05
@@ -26,8 +27,10 @@ def score_float32(module: nn.Module, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     x = x.to(dtype)
     if type(module) is nn.Linear:
-        bias: Tensor | None = module.bias
-        return F.linear(x, module.weight.to(dtype), None if bias is None else bias.to(dtype))
+        weight, bias = module.weight.to(dtype), module.bias
+        bias = None if bias is None else bias.to(dtype)
+        # What is traced holds no library's own operator.
+        return (linear if has_values(x) else F.linear)(x, weight, bias)
     state = [*module.named_parameters(), *module.named_buffers()]
     wide = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state
