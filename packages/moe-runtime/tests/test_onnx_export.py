@@ -248,6 +248,15 @@ def test_a_mixture_by_itself_exports_its_output_penalty_and_weights(
     assert nothing["0.output"].shape == (0, 4)
 
 
+@pytest.mark.parametrize("name", ["biased_top_k", "tree_top_k"])
+def test_more_experts_a_row_than_are_selected_one_by_one(name: str, tmp_path: Path) -> None:
+    mixture = make_mixture(name, num_experts=9, k=6).eval()
+    names = ["output", "penalty", "weights"]
+    x = torch.randn(50, DIM)
+    verification = export(mixture, (x,), tmp_path, hard=True, input_names=["x"], output_names=names)
+    assert verification.largest_error < TOLERANCE
+
+
 def test_a_router_that_is_hard_by_itself_is_exported_as_that(tmp_path: Path) -> None:
     mixture = make_mixture("comet")
     router_of(mixture).hard = True
