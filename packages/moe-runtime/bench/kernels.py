@@ -79,7 +79,7 @@ def measure(size: tuple[int, int, int], num_rows: int, k: int, options: Options)
             names.append("dense")
         if num_rows * k <= MOST_GATHERED and not training:
             names.append("gathered")
-        if suits_numba(experts) and not training:
+        if suits_numba(experts):
             names.append("numba")
         kernel = choose(experts, plan, x_TD.device, training=training)
         names += [kernel] if kernel not in names else []

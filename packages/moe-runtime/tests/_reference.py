@@ -22,6 +22,7 @@ from moe_runtime import (
     TreeTopKRouter,
 )
 from moe_runtime._kernels import KERNELS
+from moe_runtime._numba_use import has_numba
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2,
@@ -32,8 +33,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 GATED = {"geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu", "swiglu": "silu"}
 DIM, NUM_IDS = 6, 40
-# Those that run everywhere, and pass gradients.
-CPU_KERNELS = sorted(set(KERNELS) - {"numba", "triton"})
+# Those for any experts, dtype and device, and those that run on this CPU.
+PLAIN_KERNELS = sorted(set(KERNELS) - {"numba", "triton"})
+CPU_KERNELS = [*PLAIN_KERNELS, "numba"] if has_numba() else PLAIN_KERNELS
 
 
 def biased_top_k(num_experts: int, k: int) -> TopKRouter:

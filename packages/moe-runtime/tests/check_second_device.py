@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from _dense import Model, token_batch
-from _reference import CPU_KERNELS, DIM, ROUTERS, awake, draw_inputs
+from _reference import DIM, PLAIN_KERNELS, ROUTERS, awake, draw_inputs
 from _second_device import NAME, register
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ def test_the_device_refuses_what_is_elsewhere() -> None:
         torch.ones(3, device=DEVICE) + torch.ones(3)
 
 
-@pytest.mark.parametrize("kernel", ["auto", *CPU_KERNELS])
+@pytest.mark.parametrize("kernel", ["auto", *PLAIN_KERNELS])
 @pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("router", KINDS)
 def test_outputs_and_gradients_are_those_of_the_cpu(router: str, experts: str, kernel: Any) -> None:

@@ -7,6 +7,7 @@ import torch
 from _reference import (
     CPU_KERNELS,
     DIM,
+    PLAIN_KERNELS,
     ROUTERS,
     TRAINED,
     awake,
@@ -24,6 +25,7 @@ from torch import Tensor
 from moe_runtime import Experts, MixtureOfExperts, MultiGateMixtureOfExperts, TopKRouter
 
 KERNEL = pytest.mark.parametrize("kernel", CPU_KERNELS)
+PLAIN_KERNEL = pytest.mark.parametrize("kernel", PLAIN_KERNELS)
 NAME = pytest.mark.parametrize("name", sorted(ROUTERS))
 
 
@@ -126,7 +128,7 @@ def test_every_parameter_gets_a_gradient_in_every_step(
         assert torch.isfinite(parameter.grad).all()
 
 
-@KERNEL
+@PLAIN_KERNEL
 def test_autocast_keeps_routing_in_float32_and_the_answer_near(kernel: str) -> None:
     mixture = make_mixture("comet", kernel=kernel)
     x = torch.randn(50, DIM)
@@ -145,7 +147,7 @@ def test_autocast_keeps_routing_in_float32_and_the_answer_near(kernel: str) -> N
     assert all(grad is not None and grad.dtype == torch.float32 for grad in sparse)
 
 
-@KERNEL
+@PLAIN_KERNEL
 @pytest.mark.parametrize("num_rows", [1, 4, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_autocast_computes_a_large_batch_as_a_small_one(
@@ -163,7 +165,7 @@ def test_autocast_computes_a_large_batch_as_a_small_one(
     torch.testing.assert_close(output, trained, rtol=0, atol=0.02)
 
 
-@KERNEL
+@PLAIN_KERNEL
 def test_autocast_does_not_round_the_weights_that_outputs_are_added_with(kernel: str) -> None:
     mixture = make_mixture("top_k", 16, k=9, kernel=kernel)
     with torch.no_grad():
@@ -176,7 +178,7 @@ def test_autocast_does_not_round_the_weights_that_outputs_are_added_with(kernel:
     assert torch.equal(output, torch.ones_like(output))
 
 
-@KERNEL
+@PLAIN_KERNEL
 def test_bfloat16_parameters_give_bfloat16_output_and_float32_weights(kernel: str) -> None:
     mixture = make_mixture("comet", kernel=kernel).bfloat16()
     output, penalty, weights = mixture(torch.randn(9, DIM).bfloat16())

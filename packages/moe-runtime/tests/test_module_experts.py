@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from _reference import CPU_KERNELS, DIM, awake
+from _reference import DIM, PLAIN_KERNELS, awake
 from torch import Tensor, nn
 
 from moe_runtime import Experts, MixtureOfExperts, ModuleExperts, TopKRouter
 
 NUM_EXPERTS = 5
-KERNEL = pytest.mark.parametrize("kernel", CPU_KERNELS)
+KERNEL = pytest.mark.parametrize("kernel", PLAIN_KERNELS)
 
 
 def stacked() -> Experts:

@@ -124,15 +124,13 @@ def expected_microseconds(experts: ExpertSet, plan: Plan, *, training: bool) -> 
             + HERE.gathered_row * plan.num_rows
             + HERE.gathered.time(plan.num_pairs, plan.num_pairs, *size)
         )
-    if not training and suits_numba(experts):
-        times["numba"] = _numba_microseconds(experts, plan)
+    if suits_numba(experts):
+        # Its loops have one thread.
+        total = sum((inputs + NUMBA_FEATURES) * outputs for inputs, outputs in experts.layer_sizes)
+        times["numba"] = (
+            costs.numba_base
+            + costs.numba_weight * num_cells / 1000
+            + costs.numba_moved * moved * plan.num_pairs
+            + costs.numba.time(plan.num_pairs, plan.num_used, layers, total / 1000)
+        )
     return times
-
-
-def _numba_microseconds(experts: ExpertSet, plan: Plan) -> float:
-    """Microseconds of numba's loops, which have one thread."""
-    layers = len(experts.layer_sizes)
-    total = sum((inputs + NUMBA_FEATURES) * outputs for inputs, outputs in experts.layer_sizes)
-    scan = HERE.numba_weight * plan.num_rows * plan.num_experts / 1000
-    products = HERE.numba.time(plan.num_pairs, plan.num_used, layers, total / 1000)
-    return HERE.numba_base + scan + products

@@ -22,7 +22,7 @@ class Products(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What the sorted and the dense form take, in microseconds."""
+    """What the sorted form, the dense one and numba's loops take, in microseconds."""
 
     sorted_base: float
     sorted_weight: float  # looking at a thousand gate weights
@@ -32,6 +32,10 @@ class Costs(NamedTuple):
     dense_base: float
     dense_moved: float
     dense: Products
+    numba_base: float
+    numba_weight: float  # as above
+    numba_moved: float
+    numba: Products
 
 
 class Processor(NamedTuple):
@@ -43,14 +47,10 @@ class Processor(NamedTuple):
     gathered_base: float
     gathered_row: float
     gathered: Products
-    # numba's loops, in inference.
-    numba_base: float
-    numba_weight: float  # looking at a thousand gate weights
-    numba: Products
 
 
-# Zen 5, large products by oneDNN (bench/kernels.py). On 263 sizes in inference, the form that it
-# names took 1.5 % longer than the best in the mean.
+# Zen 5, large products by oneDNN (bench/kernels.py). The form that it names took 1.5 % longer than
+# the best in the mean of 263 sizes in inference, and 0.1 % of 263 in training.
 ZEN_5 = Processor(
     inference=Costs(
         sorted_base=60,
@@ -61,6 +61,10 @@ ZEN_5 = Processor(
         dense_base=41,
         dense_moved=0.45,
         dense=Products(0, 0.019, 8.5),
+        numba_base=38,
+        numba_weight=4.5,
+        numba_moved=0,
+        numba=Products(0.1, 0.0125, 3.5),
     ),
     training=Costs(
         sorted_base=390,
@@ -71,13 +75,14 @@ ZEN_5 = Processor(
         dense_base=140,
         dense_moved=2.9,
         dense=Products(0, 0.058, 29),
+        numba_base=155,
+        numba_weight=20,
+        numba_moved=1.5,
+        numba=Products(1, 0.046, 5),
     ),
     gathered_base=19,
     gathered_row=0.6,
     gathered=Products(7.4, 0.0144, 6.9),
-    numba_base=38,
-    numba_weight=4.5,
-    numba=Products(0.1, 0.0125, 3.5),
 )
 # Xeon of the fifth generation (Emerald Rapids), all products by MKL. On 141 sizes each, the
 # form that it names took 1 % longer than the best in the mean; by ZEN_5, 7 and 11 %. What numba
@@ -92,6 +97,10 @@ XEON_5 = Processor(
         dense_base=151,
         dense_moved=0.87,
         dense=Products(0, 0.021, 8.2),
+        numba_base=150,
+        numba_weight=20,
+        numba_moved=0,
+        numba=Products(0.3, 0.033, 3.5),
     ),
     training=Costs(
         sorted_base=1200,
@@ -102,12 +111,13 @@ XEON_5 = Processor(
         dense_base=505,
         dense_moved=4.4,
         dense=Products(0, 0.062, 10.2),
+        numba_base=450,
+        numba_weight=60,
+        numba_moved=3.5,
+        numba=Products(3, 0.11, 5),
     ),
     gathered_base=103,
     gathered_row=6.4,
     gathered=Products(18.2, 0.0274, 6.9),
-    numba_base=150,
-    numba_weight=20,
-    numba=Products(0.3, 0.033, 3.5),
 )
 HERE = XEON_5 if prefers_mkl() else ZEN_5

@@ -55,8 +55,8 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         be fastest, and `explain` says what that is. ``"sorted"`` copies the rows of each expert
         to a block, ``"gathered"`` goes from pair to pair, ``"dense"`` computes every pair, and
         ``"loop"`` is the plain definition to compare with. ``"numba"`` (extra ``numba``; CPU,
-        float32 or float64, `Experts`, no gradient) runs compiled loops, which few rows an expert
-        are best served by; ``"auto"`` takes it where it is installed. ``"triton"`` (extra
+        float32 or float64, `Experts`) runs compiled loops, which few rows an expert are best
+        served by; ``"auto"`` takes it where it is installed. ``"triton"`` (extra
         ``gpu``) is for NVIDIA GPUs and has not been run on one yet, so that ``"auto"`` does not
         take it. Inside the transforms of `torch.func` there is ``"dense"`` only, which ``"auto"``
         takes there.

@@ -7,7 +7,7 @@ at a time, whose sums stay in registers.
 Axes: T rows, D input features, O output features, E experts, G gates, P (row, expert) pairs.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from moe_runtime._numba_rows import compiled
 
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
+Number: TypeAlias = "np.floating[Any]"
 # Outputs, and rows, whose sums go on side by side.
 TILE = 4
 
@@ -42,7 +43,7 @@ def list_pairs(mask_TE: NDArray[np.bool_]) -> tuple[Integers, Integers]:
 
 # Sums may be reordered, or they could not be vectorised; nothing else is assumed.
 @compiled("reassoc", "contract")
-def _dot(x_TD: Floats, row: int, weight_OD: Floats, output: int) -> "np.floating[Any]":
+def _dot(x_TD: Floats, row: int, weight_OD: Floats, output: int) -> Number:
     total = x_TD.dtype.type(0)
     for feature in range(x_TD.shape[1]):
         total += weight_OD[output, feature] * x_TD[row, feature]
