@@ -27,10 +27,10 @@ def score_float32(module: nn.Module, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     x = x.to(dtype)
     if type(module) is nn.Linear:
-        weight, bias = module.weight.to(dtype), module.bias
-        bias = None if bias is None else bias.to(dtype)
+        bias: Tensor | None = module.bias
         # What is traced holds no library's own operator.
-        return (linear if has_values(x) else F.linear)(x, weight, bias)
+        product = linear if has_values(x) else F.linear
+        return product(x, module.weight.to(dtype), None if bias is None else bias.to(dtype))
     state = [*module.named_parameters(), *module.named_buffers()]
     wide = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state
