@@ -19,6 +19,7 @@ from moe_runtime import (
     MultiGateMixtureOfExperts,
     Router,
     TopKRouter,
+    hard_routing,
 )
 from moe_runtime._checks import check_finite
 
@@ -221,3 +222,16 @@ def test_a_router_of_another_width_needs_its_own_input(router: Callable[..., Rou
 def test_router_features_may_have_a_width_of_their_own() -> None:
     mixture = MixtureOfExperts(CometRouter(2, 4, k=1), experts())
     assert mixture(torch.zeros(3, DIM), torch.zeros(3, 2)).output.shape == (3, 3)
+
+
+def test_a_kernel_that_is_set_later_is_checked_too() -> None:
+    mixture = make_mixture("comet")
+    mixture.kernel = "fast"
+    with pytest.raises(ValueError, match=r"`kernel` must be one of .*, got 'fast'"):
+        mixture(torch.zeros(3, DIM))
+
+
+def test_hard_routing_is_of_a_module() -> None:
+    message = "`module` must be a torch.nn.Module, got int"
+    with pytest.raises(TypeError, match=message), hard_routing(5):  # type: ignore[arg-type]
+        pass

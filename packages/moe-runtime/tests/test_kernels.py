@@ -12,7 +12,9 @@ from moe_runtime._mixture import run_experts
 
 KERNEL = pytest.mark.parametrize("kernel", CPU_KERNELS)
 # Of the largest entry: a hundred terms a sum and three layers, in units of rounding.
-TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.03}
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.03}
+# Gradients add up more of them.
+GRADIENT_TOLERANCES = {**TOLERANCES, torch.float32: 2e-5}
 ONE, TWO, THREE = (6, 4), (6, 9, 4), (6, 9, 5, 4)
 
 
@@ -20,11 +22,11 @@ def gradients(output: Tensor, grad: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(output, of, grad.to(output.dtype), materialize_grads=False)
 
 
-def assert_near(got: Tensor, wanted: Tensor, computed_in: torch.dtype) -> None:
+def assert_near(got: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert got.shape == wanted.shape
     wanted = wanted.detach()
     scale = max(1.0, float(wanted.abs().max()) if wanted.numel() else 0.0)
-    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=TOLERANCES[computed_in] * scale)
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=tolerance * scale)
 
 
 def compare(
@@ -48,7 +50,7 @@ def compare(
     wanted = reference_mixture(wide[0], wide[1], wide[2:], experts.activations, bias=bias)
     output = run_experts(experts, x_TD, weights_GTE, kernel)
     assert output.dtype == dtype
-    assert_near(output, wanted, dtype)
+    assert_near(output, wanted, TOLERANCES[dtype])
     grad = torch.randn(wanted.shape, dtype=torch.float64).to(dtype).double()
     ours, theirs = gradients(output, grad, *leaves), gradients(wanted, grad, *wide)
     for leaf, got, expected in zip(leaves, ours, theirs, strict=True):
@@ -56,7 +58,7 @@ def compare(
         # one and the oracle do not look.
         seen = got * (weights_GTE != 0).any(0) if leaf is weights_GTE else got
         assert got.dtype == leaf.dtype
-        assert_near(seen, expected, dtype)
+        assert_near(seen, expected, GRADIENT_TOLERANCES[dtype])
 
 
 @KERNEL
@@ -96,11 +98,18 @@ def test_equals_the_oracle_in_every_precision(kernel: str, dtype: torch.dtype) -
     num_experts=st.integers(1, 6),
     num_gates=st.integers(1, 3),
     widths=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_equals_the_oracle_at_any_shape(
-    kernel: str, num_rows: int, num_experts: int, num_gates: int, widths: list[int]
+    kernel: str,
+    num_rows: int,
+    num_experts: int,
+    num_gates: int,
+    widths: list[int],
+    dtype: torch.dtype,
 ) -> None:
-    compare(Experts(num_experts, widths), kernel, num_rows=num_rows, num_gates=num_gates)
+    experts = Experts(num_experts, widths, activation="silu")
+    compare(experts, kernel, num_rows=num_rows, num_gates=num_gates, dtype=dtype)
 
 
 @KERNEL

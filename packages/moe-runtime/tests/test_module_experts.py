@@ -68,6 +68,26 @@ def test_an_expert_without_rows_is_not_run_in_inference() -> None:
     assert [module.rows for module in modules] == (weights != 0).sum(0).tolist()
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("num_rows", [1, 5, 300])
+def test_no_kernel_that_is_chosen_runs_rows_that_were_not_selected(
+    num_rows: int, *, training: bool
+) -> None:
+    experts = unstacked(Experts(17, (DIM, 7, 4)))
+    mixture = MixtureOfExperts(TopKRouter(DIM, 17, k=2), experts)
+    rows = 0
+
+    def count(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        nonlocal rows
+        rows += len(inputs[0])
+
+    for expert in experts.experts:
+        expert.register_forward_hook(count)
+    with torch.set_grad_enabled(training):
+        weights = mixture.train(training)(torch.randn(num_rows, DIM)).weights
+    assert rows == (weights != 0).sum()
+
+
 def test_parameters_of_every_expert_are_in_the_state() -> None:
     names = unstacked(stacked()).state_dict().keys()
     assert {name.split(".")[1] for name in names} == {str(index) for index in range(NUM_EXPERTS)}

@@ -1,6 +1,7 @@
 """Searches beside training come when they are due, disturb nothing, and resume to the bit."""
 
 import copy
+import math
 import re
 import time
 from collections.abc import Callable
@@ -225,15 +226,16 @@ def planted(**options: Any) -> PermutationSearch:
 
 
 def test_a_search_waits_until_training_can_afford_it() -> None:
-    num_passes = NUM_ROWS * (5 + 100)  # experts, and the guess of a first search
+    # Experts, the guess of a first search, and a look at the rows.
+    num_passes = NUM_ROWS * (5 + 100 + 1)
     search = planted(every=2, max_share=0.125)
     # Eight times as many passes of training, three a row.
-    enough = num_passes / (3 * 0.125)
+    enough = math.ceil(num_passes / (3 * 0.125))
     assert not search.step(0)
-    assert not search.step(int(enough) - 1)
+    assert not search.step(enough - 1)
     assert not search.step(1)  # enough, but between two searches
     assert search.step(0)
-    spent = search.work_share * 3 * (int(enough))
+    spent = search.work_share * 3 * enough
     assert 0 < search.work_share < 0.125
     # From then on a search is expected to take what the last one took.
     num_steps = 0
@@ -242,6 +244,26 @@ def test_a_search_waits_until_training_can_afford_it() -> None:
         assert num_steps < 1000
     assert search.work_share <= 0.125
     assert 2 * spent <= 0.125 * 3 * (enough + 1000 * (num_steps + 1))
+
+
+def test_rows_are_asked_for_once_before_a_search_can_be_afforded() -> None:
+    asked = []
+    rows = SearchRows(torch.randn(NUM_ROWS, DIM), lambda output, _: output.square().sum(-1))
+
+    def noted(step: int) -> SearchRows:
+        asked.append(step)
+        return rows
+
+    mixture = make_mixture("top_k")
+    search = PermutationSearch(mixture, noted, every=1)
+    for _ in range(3):
+        assert not search.step(1)
+    assert asked == [1]
+    assert search.work_share == NUM_ROWS / 9
+    resumed = PermutationSearch(mixture, noted, every=1)
+    resumed.load_state_dict(search.state_dict())
+    assert not resumed.step(1)
+    assert asked == [1]
 
 
 @pytest.mark.parametrize("max_share", [0.02, 0.05, 1.0])
@@ -333,8 +355,8 @@ def test_the_state_holds_tensors_only_and_comes_back_whole() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"step": None}, ValueError, "`state` must hold ['last_work', 'records', "),
-        ({"more": torch.ones(1)}, ValueError, "`state` must hold ['last_work', 'records', "),
+        ({"step": None}, ValueError, "`state` must hold ['first_rows', 'last_work', "),
+        ({"more": torch.ones(1)}, ValueError, "`state` must hold ['first_rows', 'last_work', "),
         ({"work": torch.ones(2)}, ValueError, "`state['work']` must have shape (), got (2,)."),
         ({"records": torch.ones(2, 3)}, ValueError, "must have shape (2, 12), got (2, 3)."),
         ({"step": 3}, TypeError, "`state['step']` must be a torch.Tensor, got int."),

@@ -10,7 +10,7 @@ from _readable import check_readable, words_of
 from _reference import DIM, ROUTERS, awake, make_mixture
 
 import moe_gates
-from moe_runtime import CometRouter, hard_routing, plot_load, plot_tree
+from moe_runtime import CometRouter, TopKRouter, hard_routing, plot_load, plot_tree
 from moe_runtime._tree_plot import tree_nodes
 
 if TYPE_CHECKING:
@@ -124,9 +124,10 @@ def test_loads_that_cannot_be_drawn_are_refused(load: Any, columns: Any, message
         ({"slot": 2}, ValueError, "`slot` must be in [0, 1], got 2."),
         ({"x": torch.zeros(0, DIM)}, ValueError, "`x` must have shape (T, R) with T >= 1"),
         ({"x": torch.zeros(DIM)}, ValueError, "`x` must have shape (T, R) with T >= 1"),
-        ({"router": make_mixture("comet")}, TypeError, "`router` must be a Router, got Mixture"),
+        ({"router": make_mixture("comet")}, TypeError, "`router` must be a CometRouter, got M"),
+        ({"router": TopKRouter(DIM, 5, k=2)}, TypeError, "`router` must be a CometRouter, got T"),
     ],
-    ids=["slot", "empty", "axes", "type"],
+    ids=["slot", "empty", "axes", "type", "no_tree"],
 )
 def test_a_tree_that_cannot_be_drawn_is_refused(
     change: dict[str, Any], error: type[Exception], message: str

@@ -146,6 +146,19 @@ def test_tied_parameters_stay_tied(tmp_path: Path) -> None:
     assert loaded.head.weight.dtype is torch.float64
 
 
+def test_a_router_of_several_gates_stays_one(tmp_path: Path) -> None:
+    first, second = CometRouter(DIM, 5, k=2), TopKRouter(DIM, 5, k=3)
+    experts = Experts(5, [DIM, 4])
+    MultiGateMixtureOfExperts([first, second, first], experts).save_pretrained(tmp_path)
+    loaded = MultiGateMixtureOfExperts.from_pretrained(tmp_path)
+    assert loaded.routers[2] is loaded.routers[0]
+    assert isinstance(loaded.routers[1], TopKRouter)
+    rewrite(tmp_path, lambda config, _: config["model"]["settings"]["routers"][2].update(same_as=2))
+    message = "model.routers.2 must be an item before it, got {'same_as': 2}."
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        PretrainedModule.from_pretrained(tmp_path)
+
+
 def test_the_folder_is_what_hubs_and_safetensors_read(tmp_path: Path) -> None:
     module = mixture()
     module.save_pretrained(tmp_path)
@@ -345,7 +358,10 @@ class AnyNumber(PretrainedModule):
             "`options of Classifier, 'more', item 0` must be numbers, text, lists",
         ),
         (lambda: Classifier(5, {"hidden": [], "k": 2}, extra=nn.Linear(1, 1)), "got Linear."),
-        (lambda: Classifier(5, {"hidden": [], "k": 2, "class": 1}), "dicts without 'class'"),
+        (
+            lambda: Classifier(5, {"hidden": [], "k": 2, "class": 1}),
+            "dicts without ['class', 'same_as']",
+        ),
         (lambda: AnyNumber(1, 2), "`sizes` of AnyNumber must be an argument that can be given by"),
     ],
     ids=["value", "module", "key", "positional"],

@@ -300,11 +300,18 @@ def test_a_bad_argument_is_refused(options: dict[str, Any], message: str) -> Non
         search_permutations(make_mixture("comet"), rows, **given)
 
 
+def test_router_inputs_of_other_rows_are_refused() -> None:
+    rows = SearchRows(torch.zeros(50, DIM), sum_of_outputs, torch.zeros(40, DIM))
+    message = "`rows.router_input` must have the T=50 rows of `rows.x`, got shape (40, 6)."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        search_permutations(make_mixture("comet"), rows)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"x": [[0.0] * DIM]}, "`rows.x` must be a torch.Tensor, got list."),
-        ({"router_input": [0]}, "`router_input` must be a torch.Tensor, got list."),
+        ({"router_input": [0]}, "`rows.router_input` must be a torch.Tensor, got list."),
         ({"row_loss": None}, "`rows.row_loss` must be a function a gate, got NoneType."),
         (
             {"row_loss": [None], "per": "mixture"},

@@ -42,6 +42,16 @@ def test_learned_noise_gives_its_parameters_a_gradient(noise_scale: float) -> No
         assert bool(torch.isfinite(parameter.grad).all())
 
 
+def test_learned_noise_that_is_not_drawn_gives_its_parameters_a_gradient_of_0() -> None:
+    router = TopKRouter(DIM, 5, k=2, noise="learned")
+    router.hard = True
+    router(torch.randn(40, DIM)).weights.square().sum().backward()
+    assert router.noise_score is not None
+    for parameter in router.noise_score.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
 def test_groups_limit_where_experts_are_selected_from() -> None:
     router = awake(
         TopKRouter(

@@ -15,6 +15,10 @@ from torch.optim import lr_scheduler
 
 from moe_runtime import (
     CheckpointError,
+    Experts,
+    MixtureOfExperts,
+    RandomState,
+    TopKRouter,
     load_checkpoint,
     load_training_tensors,
     save_checkpoint,
@@ -39,6 +43,30 @@ OPTIMIZERS: dict[str, Any] = {
     "adamw_amsgrad": lambda model: torch.optim.AdamW(model.parameters(), amsgrad=True),
     "adafactor": lambda model: torch.optim.Adafactor(model.parameters()),
 }
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_drawn_continues_with_the_random_state(*, kept: bool) -> None:
+    model = MixtureOfExperts(
+        TopKRouter(DIM, 5, k=2, noise="normal"), Experts(5, (DIM, 7, 4), dropout=0.5)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    others = {"random": RandomState()} if kept else {}
+    train(model, optimizer, range(2))
+    tensors = copy.deepcopy(training_tensors(model, optimizer, others))
+    train(model, optimizer, range(2, 5))
+    whole = copy.deepcopy(model.state_dict())
+    torch.rand(1)
+    load_training_tensors(model, optimizer, tensors, others)
+    train(model, optimizer, range(2, 5))
+    same = all(torch.equal(whole[name], tensor) for name, tensor in model.state_dict().items())
+    assert same == kept
+
+
+def test_a_random_state_of_other_devices_is_refused() -> None:
+    state = {**RandomState().state_dict(), "other": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"`state` must be of \['cpu'.*\], got .*'other'"):
+        RandomState().load_state_dict(state)
 
 
 def test_what_is_loaded_stays_as_it_is_and_can_be_loaded_again() -> None:

@@ -28,6 +28,7 @@ from moe_runtime._penalties import (
 from moe_runtime._permutation_search import PermutationSearch, SearchRecord
 from moe_runtime._plots import plot_load
 from moe_runtime._pretrained import PretrainedModule
+from moe_runtime._random_state import RandomState
 from moe_runtime._router import GateOutput, Router, Routing, hard_routing
 from moe_runtime._schedule import RouterSchedule
 from moe_runtime._score_router import (
@@ -71,6 +72,7 @@ __all__ = [
     "PackingReport",
     "PermutationSearch",
     "PretrainedModule",
+    "RandomState",
     "ReLURouter",
     "Router",
     "RouterSchedule",

@@ -9,6 +9,7 @@ import torch
 
 from moe_runtime._costs import HERE
 from moe_runtime._expert_set import ExpertSet
+from moe_runtime._experts import Experts
 from moe_runtime._numba_kernel import suits_numba
 from moe_runtime._plan import Plan
 from moe_runtime._products import ONEDNN_MULTIPLICATIONS
@@ -90,7 +91,8 @@ def choose(experts: ExpertSet, plan: Plan, device: torch.device, *, training: bo
     if device.type == "cpu":
         times = expected_microseconds(experts, plan, training=training)
         return min(times, key=times.__getitem__)
-    return "dense" if plan.num_pairs > DENSE_SHARE * plan.num_rows * plan.num_experts else "sorted"
+    is_dense = plan.num_pairs > DENSE_SHARE * plan.num_rows * plan.num_experts
+    return "dense" if is_dense and isinstance(experts, Experts) else "sorted"
 
 
 def _is_single(plan: Plan, device: torch.device, *, training: bool) -> bool:
@@ -110,14 +112,18 @@ def expected_microseconds(experts: ExpertSet, plan: Plan, *, training: bool) -> 
     rows_of_expert = plan.num_pairs / max(1, plan.num_used)
     products = costs.large if rows_of_expert * largest >= ONEDNN_MULTIPLICATIONS else costs.small
     times = {
-        "dense": costs.dense_base
-        + costs.dense_moved * moved * num_cells
-        + costs.dense.time(num_cells, plan.num_experts, *size),
         "sorted": costs.sorted_base
         + costs.sorted_weight * num_cells / 1000
         + costs.sorted_moved * moved * plan.num_pairs
         + products.time(plan.num_pairs, plan.num_used, *size),
     }
+    # Other experts run every row one by one then, and have no large product to win by.
+    if isinstance(experts, Experts):
+        times["dense"] = (
+            costs.dense_base
+            + costs.dense_moved * moved * num_cells
+            + costs.dense.time(num_cells, plan.num_experts, *size)
+        )
     if not training and plan.num_pairs <= GATHERED_PAIRS:
         times["gathered"] = (
             HERE.gathered_base

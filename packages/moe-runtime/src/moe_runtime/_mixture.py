@@ -332,6 +332,7 @@ def _run_planned(
         kernel = choose(experts, plan, x_TD.device, training=torch.is_grad_enabled())
         if kernel == "dense" and weights_GTE.requires_grad:
             weights_GTE = _without_gradient_at_zero(weights_GTE)
+    check_kernel(kernel)  # which may have been set after the mixture was made
     return KERNELS[kernel](experts, x_TD, weights_GTE, plan)
 
 

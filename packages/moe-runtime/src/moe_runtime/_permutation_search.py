@@ -31,7 +31,7 @@ TRAINING_PASSES = 3
 # Row losses a row that a search is expected to ask for while there has been none; that of
 # moe_localsearch took 53 to 144 with a gradient, for 16 to 32 positions.
 FIRST_PASSES = 100
-COUNTERS = ("step", "trained_rows", "work", "last_work")
+COUNTERS = ("step", "trained_rows", "work", "last_work", "first_rows")
 CLOCKS = ("search_seconds", "training_seconds")
 
 
@@ -77,7 +77,9 @@ class PermutationSearch:
     max_share
         About the largest share of the training's work that searches may be. A search that would
         exceed it waits for another `every` steps; one that does after all ends with what it has
-        found, which is then confirmed. None never waits.
+        found, which is then confirmed. The first is expected to take 100 passes of its rows and
+        one for each expert: 2048 rows with 16 experts wait until 1.6 million rows were trained
+        on. None never waits.
 
     Notes
     -----
@@ -254,9 +256,13 @@ class PermutationSearch:
         """Return the work of the last search, or a guess that takes the first rows."""
         if self._counters["last_work"] or self._max_share is None:
             return self._counters["last_work"]
-        with _undisturbed(self._model):
-            num_rows = self._rows(self._counters["step"]).x.shape[0]
-        return num_rows * (self._mixture.experts.num_experts + FIRST_PASSES)
+        if not self._counters["first_rows"]:
+            with _undisturbed(self._model):
+                num_rows = self._rows(self._counters["step"]).x.shape[0]
+            # Asked for once: what they are may be the model's work below the mixture.
+            self._counters["first_rows"] = num_rows
+            self._counters["work"] += num_rows
+        return self._counters["first_rows"] * (self._mixture.experts.num_experts + FIRST_PASSES)
 
     def _search(self) -> list[SearchRecord]:
         routers = [router_of(self._mixture, gate) for gate in range(len(self._mixture.routers))]

@@ -25,6 +25,9 @@ FORMAT, FORMAT_VERSION = "moe-runtime", 1
 # The names that the hub's libraries look for.
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SCALARS = (bool, int, float, str)
+# Of a module that is in a list before: where.
+SAME_AS = "same_as"
+RESERVED = {"class", SAME_AS}
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -191,16 +194,30 @@ def _saved(name: str, value: object, owner: nn.Module) -> Any:  # noqa: ANN401 -
     if isinstance(value, WeightedPenalty) and _defined().get(type(value).__name__) is type(value):
         return {"class": type(value).__name__, "settings": asdict(value)}
     if isinstance(value, (list, tuple, nn.ModuleList)):
-        return [_saved(f"{name}, item {i}", each, owner) for i, each in enumerate(value)]
-    if isinstance(value, Mapping) and "class" not in value:
+        return [_saved_item(f"{name}, item {i}", i, value, owner) for i in range(len(value))]
+    if isinstance(value, Mapping) and not RESERVED & set(value):
         for key in value:
             check_type(f"{name}", key, str, "keyed by strings")
         return {key: _saved(f"{name}, {key!r}", each, owner) for key, each in value.items()}
     msg = (
-        f"`{name}` must be numbers, text, lists, dicts without 'class', penalties of moe_runtime, "
-        f"or PretrainedModules to be saved, got {type(value).__name__}."
+        f"`{name}` must be numbers, text, lists, dicts without {sorted(RESERVED)}, penalties of "
+        f"moe_runtime, or PretrainedModules to be saved, got {type(value).__name__}."
     )
     raise TypeError(msg)
+
+
+def _saved_item(
+    name: str,
+    index: int,
+    items: list[Any] | tuple[Any, ...] | nn.ModuleList,
+    owner: nn.Module,
+) -> Any:  # noqa: ANN401 - JSON
+    """Return an item of a list: of a module that is in it already, where it stands."""
+    item = items[index]
+    first = next(i for i in range(len(items)) if items[i] is item)
+    if first < index and isinstance(item, PretrainedModule):
+        return {SAME_AS: first}
+    return _saved(name, item, owner)
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -266,9 +283,19 @@ def _loaded(path: Path, name: str, value: object) -> object:
         if "class" in value:
             return built(path, name, value)
         return {key: _loaded(path, f"{name}.{key}", each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_loaded(path, f"{name}.{i}", each) for i, each in enumerate(value)]
-    return value
+    if not isinstance(value, list):
+        return value
+    items: list[object] = []
+    for i, each in enumerate(value):
+        first = each.get(SAME_AS) if isinstance(each, dict) else None
+        if first is None:
+            items.append(_loaded(path, f"{name}.{i}", each))
+        elif type(first) is int and 0 <= first < i:
+            items.append(items[first])
+        else:
+            msg = f"{path}: {name}.{i} must be an item before it, got {each!r}."
+            raise CheckpointError(msg)
+    return items
 
 
 def _defined() -> dict[str, type[Any] | None]:

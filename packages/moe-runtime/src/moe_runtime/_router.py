@@ -17,6 +17,7 @@ import moe_gates
 from moe_runtime._checks import check_last_axis, check_positive, check_tensor, check_type
 from moe_runtime._penalties import Decision, Penalty
 from moe_runtime._pretrained import PretrainedModule
+from moe_runtime._transforms import is_transformed
 
 FLOAT32_BITS = 32
 
@@ -176,6 +177,15 @@ class Router(PretrainedModule, ABC):
             total = total + penalty(decision)
         return total
 
+    def with_all_parameters(self, weights: Tensor, module: nn.Module) -> Tensor:
+        """Give parameters that these weights do not depend on a gradient of 0: each has one."""
+        if not torch.is_grad_enabled():
+            return weights
+        # Of the parameters, not of the scores: those of one row must not reach another. Inside
+        # vmap (PyTorch 2.13) a tensor does not say whether it has a gradient outside.
+        taught = [each for each in module.parameters() if each.requires_grad or is_transformed()]
+        return weights + sum((0 * each).sum() for each in taught) if taught else weights
+
     def set_permutation(self, permutation: Tensor) -> None:
         """Let position i of slot k stand for expert ``permutation[k, i]``."""
         check_tensor("permutation", permutation)
@@ -231,6 +241,7 @@ def hard_routing(module: nn.Module) -> Iterator[None]:
     >>> bool((active <= 2).all())
     True
     """
+    check_type("module", module, nn.Module, "a torch.nn.Module")
     routers = [each for each in module.modules() if isinstance(each, Router)]
     before = [router.hard for router in routers]
     try:

@@ -208,6 +208,15 @@ def _checked_losses(
     """Return the loss of each gate that is searched."""
     check_type("rows", rows, SearchRows, "SearchRows")
     check_tensor("rows.x", rows.x)
+    router_input = rows.router_input
+    if router_input is not None:
+        check_tensor("rows.router_input", router_input)
+        if router_input.shape[:1] != rows.x.shape[:1]:
+            msg = (
+                f"`rows.router_input` must have the T={len(rows.x)} rows of `rows.x`, "
+                f"got shape {tuple(router_input.shape)}."
+            )
+            raise ValueError(msg)
     num_gates = len(mixture.routers)
     if not callable(rows.row_loss):
         check_type("rows.row_loss", rows.row_loss, Sequence, "a function a gate")

@@ -15,7 +15,6 @@ import moe_gates
 from moe_runtime._checks import check_non_negative, check_positive, check_type
 from moe_runtime._penalties import Penalty
 from moe_runtime._router import GateOutput, Router
-from moe_runtime._transforms import is_transformed
 
 # Share of a batch in the moving deviation of the scores, once that of the mean is smaller: as
 # in `moe_gates.score_scale`.
@@ -61,14 +60,9 @@ class SmoothStepRouter(Router):
     def decision_scores(self, x: Tensor) -> Tensor:
         """Scores of the splits or bits, shape (..., K, S)."""
 
-    def with_all_parameters(self, weights: Tensor, decisions: nn.Module) -> Tensor:
-        """Give the parameters of what hard routing rounds a gradient of 0: every one has one."""
-        if not self.hard or not torch.is_grad_enabled():
-            return weights
-        # Of the parameters, not of the scores: those of one row must not reach another. Inside
-        # vmap (PyTorch 2.13) a tensor does not say whether it has a gradient outside.
-        taught = [each for each in decisions.parameters() if each.requires_grad or is_transformed()]
-        return weights + sum((0 * each).sum() for each in taught) if taught else weights
+    def with_all_parameters(self, weights: Tensor, module: nn.Module) -> Tensor:
+        """Give the parameters of what hard routing rounds a gradient of 0."""
+        return super().with_all_parameters(weights, module) if self.hard else weights
 
     def penalty(self, gate: GateOutput, weights: Tensor) -> Tensor:
         """Add the entropy of the slots."""

@@ -132,7 +132,9 @@ class TopKRouter(ScoreRouter):
     def weigh(self, scores: Tensor, x: Tensor) -> Tensor:
         """Select by score, with noise in training, and weigh."""
         if self.noise == "none" or not self.is_random:
-            return self._top_k(scores)
+            weights = self._top_k(scores)
+            unused = self.noise_score
+            return weights if unused is None else self.with_all_parameters(weights, unused)
         noise = torch.randn_like(scores)
         if self.noise_score is not None:
             noise = noise * F.softplus(score_float32(self.noise_score, x))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from moe_runtime._checks import check_tensor, check_type
+from moe_runtime._comet_router import CometRouter
 from moe_runtime._plots import SMALL, figure_of, new_axes
-from moe_runtime._router import Router
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ ROOM_FOR_SHARE = 0.34
 THICKEST, THINNEST = 9.0, 0.7  # points; what all rows take, and what hardly one does
 
 
-def plot_tree(router: Router, x: Tensor, *, slot: int = 0) -> "Figure":
+def plot_tree(router: CometRouter, x: Tensor, *, slot: int = 0) -> "Figure":
     """Draw one tree of a router, root at the left: where rows go, and the expert at each leaf.
 
     The bar at a split says which share of the rows that reach it goes up (its left child), goes
@@ -38,8 +38,8 @@ def plot_tree(router: Router, x: Tensor, *, slot: int = 0) -> "Figure":
     Parameters
     ----------
     router
-        A `CometRouter`, or another whose positions are the leaves of a tree from left to right.
-        Its permutation says which experts they are.
+        Its positions are the leaves of its trees from left to right; its permutation says which
+        experts they are.
     x
         What the router reads, shape (T, R), T >= 1.
     slot
@@ -57,7 +57,7 @@ def plot_tree(router: Router, x: Tensor, *, slot: int = 0) -> "Figure":
     ModuleNotFoundError
         If matplotlib is not installed; the message has the command.
     """
-    check_type("router", router, Router, "a Router")
+    check_type("router", router, CometRouter, "a CometRouter")
     check_tensor("x", x)
     check_type("slot", slot, int, "an integer")
     if not 0 <= slot < router.num_slots:
