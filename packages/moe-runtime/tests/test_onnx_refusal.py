@@ -10,8 +10,9 @@ import pytest
 import torch
 from _reference import DIM, make_mixture, router_of
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
-from moe_runtime import CometRouter, MixtureOfExperts, ModuleExperts, TopKRouter
+from moe_runtime import CometRouter, Experts, MixtureOfExperts, ModuleExperts, TopKRouter
 from moe_runtime.onnx import ExportError, Verification, export
 
 for extra in ("onnx", "onnxscript", "onnxruntime"):
@@ -341,3 +342,60 @@ def test_a_model_that_shares_a_folder_with_other_files_leaves_them(
     (tmp_path / "labels.txt").write_text("a\nb\n")
     export_mixture(mixture, tmp_path)
     assert (tmp_path / "labels.txt").read_text() == "a\nb\n"
+
+
+@pytest.mark.parametrize("how", ["pruned", "parametrised"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_experts_whose_weights_are_no_parameters_are_refused(
+    tmp_path: Path, how: str, *, bias: bool
+) -> None:
+    experts = Experts(4, (DIM, 7, 4), bias=bias)
+    if how == "pruned":
+        mask = torch.ones(4, 7, DIM)
+        mask[1] = 0
+        prune.custom_from_mask(experts.layers[0], "weight", mask)  # type: ignore[no-untyped-call]
+    else:
+        parametrize.register_parametrization(experts.layers[0], "weight", nn.Tanh())
+    mixture = MixtureOfExperts(TopKRouter(DIM, 4, k=2), experts)
+    with pytest.raises(ValueError, match=r"'experts\.layers\.0' has .*prune\.remove"):
+        export_mixture(mixture, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    if how == "pruned":
+        prune.remove(experts.layers[0], "weight")  # type: ignore[no-untyped-call]
+    else:
+        parametrize.remove_parametrizations(experts.layers[0], "weight")
+    assert export_mixture(mixture, tmp_path / "model").largest_error < 1e-5
+
+
+def test_additions_by_scattering_are_refused_wherever_they_are(
+    tmp_path: Path, mixture: MixtureOfExperts
+) -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixture = mixture
+
+        def forward(self, x: Tensor, to: Tensor) -> Tensor:
+            return torch.zeros(9, 4).index_add(0, to, self.mixture(x).output)
+
+    inputs = torch.randn(50, DIM), torch.randint(9, (50,))
+    with pytest.raises(ExportError, match=r"would add with Scatter.*index_add"):
+        export(
+            Summed(), inputs, tmp_path / "m", hard=True, input_names=["x", "to"], output_names=["y"]
+        )
+
+
+def test_an_output_in_bfloat16_is_refused_by_name(
+    tmp_path: Path, mixture: MixtureOfExperts
+) -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixture = mixture
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.mixture(x).output
+            return output.bfloat16()
+
+    with pytest.raises(ValueError, match=r"must not give out bfloat16, .* got 'y'"):
+        export_mixture(Narrow(), tmp_path / "model", output_names=["y"])

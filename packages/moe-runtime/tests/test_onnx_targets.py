@@ -234,6 +234,8 @@ def test_half_precision_keeps_its_weights(tmp_path: Path, target: str, dtype: to
     if not (target == "unrolled" and dtype is torch.bfloat16):  # too small each to be worth a cast
         assert max(sizes, key=sizes.__getitem__) == stored
     assert {each.dtype for each in model.parameters()} == {dtype}
+    info = json.loads((tmp_path / "model_info.json").read_text())
+    assert info["mixtures"][0]["dtype"] == str(dtype).removeprefix("torch.")
     wide = model.float()
     with torch.no_grad():
         (found,) = answers(tmp_path / "model.onnx", (x if dtype is torch.float16 else x.float(),))

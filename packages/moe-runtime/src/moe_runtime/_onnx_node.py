@@ -29,7 +29,9 @@ def onnx_node(
     operator, stacks = MODULE_OPERATOR, []
     if isinstance(experts, Experts):
         operator = OPERATOR
-        stacks = [stack for layer in experts.layers for stack in layer.parameters()]
+        # By name: what was pruned has its parameters in another order.
+        pairs = experts.stacks(x_TD)
+        stacks = [stack for pair in pairs for stack in pair if stack is not None]
         attributes |= {"activations": list(experts.activations), "bias": int(experts.has_bias)}
     return torch.onnx.ops.symbolic(
         operator,

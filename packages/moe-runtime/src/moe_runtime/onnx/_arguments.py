@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from moe_runtime._checks import check_number, check_tensor, check_type
+from moe_runtime._experts import StackedLinear
 from moe_runtime._packed import PackedExperts
 from moe_runtime.onnx._requirements import require
 from moe_runtime.onnx._targets import TARGETS
 
 PACKAGES = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+STACK = {"weight", "bias"}
 
 
 def check_extra() -> None:
@@ -55,6 +57,7 @@ def check_model(model: nn.Module) -> None:
     if any(isinstance(module, PackedExperts) for module in model.modules()):
         msg = "`model` must be exported before `pack_experts`, got one with packed experts."
         raise ValueError(msg)
+    _check_experts(model)
     wrong = sorted(
         f"{name} is {parameter.dtype} on {parameter.device}"
         for name, parameter in model.named_parameters()
@@ -66,6 +69,19 @@ def check_model(model: nn.Module) -> None:
             f"{'; '.join(wrong)}."
         )
         raise ValueError(msg)
+
+
+def _check_experts(model: nn.Module) -> None:
+    """Refuse experts that compute with something else than their parameters, which are exported."""
+    for name, module in model.named_modules():
+        parameters = [each for each, _ in module.named_parameters()]
+        if isinstance(module, StackedLinear) and not {"weight"} <= {*parameters} <= STACK:
+            msg = (
+                f"`model` must have experts whose weights are parameters, {name!r} has "
+                f"{parameters}: call `torch.nn.utils.prune.remove` or "
+                "`torch.nn.utils.parametrize.remove_parametrizations` first."
+            )
+            raise ValueError(msg)
 
 
 def check_inputs(example_inputs: Sequence[Tensor]) -> None:

@@ -23,8 +23,8 @@ from moe_runtime.onnx._verify import Arrays, Case
 MANY_ROWS, BATCH_TOLERANCE = 33, 1e-2
 
 
-def describe(model: nn.Module, traced: ir.Model) -> dict[str, Any]:
-    """Describe a model as its routers are now, hard or not."""
+def describe(model: nn.Module, given: nn.Module, traced: ir.Model) -> dict[str, Any]:
+    """Describe a model as its routers are now, hard or not; `given` has the dtypes that it had."""
     routers = [module for module in model.modules() if isinstance(module, Router)]
     return {
         "hard": bool(routers) and all(router.hard for router in routers),
@@ -32,7 +32,7 @@ def describe(model: nn.Module, traced: ir.Model) -> dict[str, Any]:
         "outputs": _values(traced.graph.outputs),
         "opset": traced.opset_imports[""],
         "mixtures": [
-            _mixture(name, module)
+            _mixture(name, module, given.get_submodule(name))
             for name, module in model.named_modules()
             if isinstance(module, MultiGateMixtureOfExperts)
         ],
@@ -68,7 +68,8 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version()}
 
 
-def _mixture(name: str, mixture: MultiGateMixtureOfExperts) -> dict[str, Any]:
+def _mixture(name: str, mixture: MultiGateMixtureOfExperts, given: nn.Module) -> dict[str, Any]:
+    assert isinstance(given, MultiGateMixtureOfExperts)
     routers = [router for router in mixture.routers if isinstance(router, Router)]
     experts = mixture.experts
     return {
@@ -81,7 +82,7 @@ def _mixture(name: str, mixture: MultiGateMixtureOfExperts) -> dict[str, Any]:
         "out_features": experts.out_features,
         "layer_sizes": [list(sizes) for sizes in experts.layer_sizes],
         "activations": list(experts.activations) if isinstance(experts, Experts) else None,
-        "dtype": str(experts.dtype).removeprefix("torch."),
+        "dtype": str(given.experts.dtype).removeprefix("torch."),
     }
 
 

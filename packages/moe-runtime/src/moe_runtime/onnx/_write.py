@@ -62,6 +62,13 @@ class _Reference(NamedTuple):
         if len(outputs) != len(names):
             msg = f"`output_names` must name each of the {len(outputs)} outputs, got {list(names)}."
             raise ValueError(msg)
+        for name, output in zip(names, outputs, strict=True):
+            if output.dtype is torch.bfloat16:
+                msg = (
+                    f"`model` must not give out bfloat16, which NumPy has not, got {name!r}: "
+                    "convert it to float32, and leave autocast out of what is exported."
+                )
+                raise ValueError(msg)
         return dict(zip(names, outputs, strict=True))
 
     def case(self, inputs: Sequence[Tensor]) -> Case:
@@ -99,7 +106,7 @@ def write_export(
             logger.info("tracing the model")
             shapes = _dynamic_shapes(request)
             traced = trace(model, inputs, request.input_names, request.output_names, shapes)
-            info = describe(model, traced)
+            info = describe(model, given, traced)
             info["stored_as_bfloat16"] = model is not given
             errors = _expand_modules(model, traced)
             check_target(traced, request.target)
