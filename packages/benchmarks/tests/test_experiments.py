@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ VARIANTS = [(gate, "identity") for gate in GATES] + [
     for search in SEARCHES
     if search != "identity" and (search != "ids" or gate == "hash")
 ]
+OTHERS = sorted(set(GATES) - set(PAPER_GATES))
+MIXED = [(gate, search) for gate in OTHERS for search in ("relaxed", "soft-mix")]
 
 
 class StopError(Exception):
@@ -45,6 +48,14 @@ def same_numbers(row: Row) -> Row:
         for epoch in row.get("history", [])
     ]
     return {**kept, "history": epochs}
+
+
+@pytest.mark.parametrize(("gate", "search"), MIXED)
+def test_every_other_gate_can_be_mixed_where_rows_have_no_expert(gate: str, search: str) -> None:
+    size = {"num_experts": 2, "k": 1} if gate == "relu" else {}
+    settings = tiny(gate, search, epochs=2, **size)
+    row, _ = run_trial(RATINGS, settings, ratings(), share=1.0)
+    assert math.isfinite(row["history"][-1]["train_loss"])
 
 
 @pytest.mark.parametrize(("gate", "search"), VARIANTS)

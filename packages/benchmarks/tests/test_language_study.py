@@ -328,7 +328,7 @@ def row(variant: str, seed: int, score: float) -> dict[str, Any]:
     layers = [{"expert_units": 12, "hidden_units": 48}]
     scores = {routing: {"accuracy": score} for routing in ("trained", "hard")}
     about = {"task": "SST-2", "rows": 10, "train_rows": 20, "settings": {"evaluate_on": "dev"}}
-    place = {"versions": {"torch": "2"}, "device": "none", "commit": None}
+    place = {"versions": {"torch": "2"}, "device": "none", "commit": None, "seconds": 60.0}
     layers = [] if variant == "dense" else layers
     return {**about, **place, "variant": variant, "seed": seed, "scores": scores, "layers": layers}
 
@@ -351,6 +351,34 @@ def test_the_finding_says_who_is_ahead_and_who_is_not_told_apart() -> None:
     assert html.count("<svg") == 2
 
 
+def test_a_second_score_has_a_column_and_each_model_a_line() -> None:
+    rows = [
+        {**row(name, seed, 0.8), "task": "MRPC", "scores": dict.fromkeys(("hard", "trained"), both)}
+        for name in ("dense", "comet+")
+        for seed, both in enumerate([{"accuracy": 0.8, "f1": 0.7}, {"accuracy": 0.9, "f1": 0.75}])
+    ]
+    _, page = render_language(rows)
+    assert "|  | accuracy | F1 | of the dense |" in page
+    assert "[85.0 \\[21.5, 148.5\\]](#row-mrpc-dense-0) | 72.5 \\[40.7, 104.3\\] |" in page
+    assert '| <a id="row-mrpc-comet-plus-1"></a>COMET+ | 1 | 90.0 | 75.0 | 1.0 |' in page
+    assert "Settings of all models: evaluate on dev." in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "dense of SST-2 with seed 0 appears 2 times"),
+        ({"settings": {"evaluate_on": "held-out"}, "seed": 1}, "with other settings"),
+        ({"pretrained": "b", "seed": 1}, "with other pretrained models"),
+    ],
+)
+def test_rows_of_several_studies_are_not_mixed(change: dict[str, Any], message: str) -> None:
+    first = row("dense", 0, 0.9) | {"pretrained": "a"}
+    with pytest.raises(ValueError, match=message):
+        render_language([first, first | change])
+    render_language([first, first | {"task": "RTE"}, row("dense", 1, 0.8)])
+
+
 def test_estimates() -> None:
     found = estimate([1.0, 2.0, 3.0])
     assert found.value == 2.0
@@ -369,6 +397,7 @@ def test_estimates() -> None:
         (("--last-gamma=0",), "`last_gamma` must be a finite number > 0, got 0.0"),
         (("--train-rows=3",), "`train_rows` must be >= 20, got 3"),
         (("--width=40", "--shared=2"), "must be such that 4 experts find"),
+        (("--shared=0",), "--shared 0 needs --width"),
         (("--data-dir=/nowhere",), "CoLA needs /nowhere/glue/CoLA/train.tsv"),
     ],
 )

@@ -87,12 +87,12 @@ def distil(
         typer.Option(help="Hidden units of an expert.", show_default="a quarter of the layer's"),
     ] = 0,
     shared: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Hidden units that all experts have.",
             show_default="two thirds; none with --width",
         ),
-    ] = 0,
+    ] = None,
     gamma: Annotated[
         float, typer.Option(help="First width of the smooth step, in standard deviations.")
     ] = LanguageSettings.gamma,
@@ -118,6 +118,8 @@ def distil(
     variants = (DENSE, *([TRAINER] if trainer else []), *names(routers))
     cells = [Cell(seed, each) for seed in range(seeds) for each in variants]
     try:
+        if shared == 0 and not width:
+            fail("--shared 0 needs --width, how wide experts that share nothing are.")
         settings = LanguageSettings(
             task=task,
             evaluate_on="held-out" if held_out else "dev",
@@ -132,7 +134,7 @@ def distil(
             distil_weight=distil_weight,
             num_experts=experts,
             width=width,
-            num_shared=shared,
+            num_shared=shared or 0,
             gamma=gamma,
             last_gamma=last_gamma,
             entropy_weight=entropy_weight,

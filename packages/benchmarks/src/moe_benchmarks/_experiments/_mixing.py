@@ -64,7 +64,7 @@ class MixedRouter(Router):
 
     In evaluation the experts are relabelled by the nearest permutation; once frozen, by the
     one that was set. Weights are normalised after mixing, except those of DSelect-k, as
-    published.
+    published, and of ReLU.
     """
 
     always_at_most_k = False

@@ -1,4 +1,4 @@
-"""The report of a study on GLUE: a finding, tables, and the scores of each seed."""
+"""The report of a study of language: a finding, tables, and the scores of each seed."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -6,6 +6,14 @@ from itertools import product
 import numpy as np
 
 from moe_benchmarks._experiments._row import Row
+from moe_benchmarks._language._models_table import (
+    check_one_study,
+    first_anchor,
+    models_table,
+    place_of,
+    score_name,
+    settings_of,
+)
 from moe_benchmarks._language._students import DENSE, DENSE_NAMES, TRAINER
 from moe_benchmarks._language._summary import (
     estimate,
@@ -25,13 +33,29 @@ SEARCHED, BASELINES = "comet+", ("hash", "hash-balanced", "top-k", "dselect-k", 
 
 
 def render_language(rows: Sequence[Row]) -> tuple[str, str]:
-    """Return the report of rows of any tasks, as one HTML page and as Markdown."""
+    """Return the report of rows of any tasks, as one HTML page and as Markdown.
+
+    Raises
+    ------
+    ValueError
+        If rows of one task are of several studies, or a model appears twice.
+    """
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     by_task = {task: [row for row in rows if row["task"] == task] for task in tasks}
+    for some in by_task.values():
+        check_one_study(some)
     findings = [(task, _slug(task), finding(some)) for task, some in by_task.items()]
-    sections = [section for task, some in by_task.items() for section in _sections(task, some)]
-    places = list(dict.fromkeys(_place(row) for row in rows))
-    made_with = [(f"made-with-{number}", place) for number, place in enumerate(places)]
+    places = list(dict.fromkeys(map(place_of, rows)))
+    made_with = [(f"made-with-{number + 1}", place) for number, place in enumerate(places)]
+    anchors = [anchor for anchor, _ in made_with]
+    sections = [
+        section
+        for task, some in by_task.items()
+        for section in (
+            *_sections(task, some),
+            Section("Models", table=models_table(some, places, anchors), note=settings_of(some)),
+        )
+    ]
     title = f"Sparse models from a dense one: {', '.join(tasks)}"
     page = templates("moe_benchmarks._study_report").get_template("study.html.j2")
     html = page.render(title=title, findings=findings, sections=sections, made_with=made_with)
@@ -93,7 +117,8 @@ def _sections(task: str, rows: Sequence[Row]) -> list[Section]:
     intro = (
         f"{about['rows']} {where}, {about['train_rows']} training rows. Scores are "
         f"{_metric(rows)}, times 100, mean over seeds with a 95 % interval (Student's t). Sparse "
-        "models are scored with hard routing, one expert a token, as they would be served."
+        "models are scored with hard routing, one expert a token, as they would be served. Numbers "
+        "link to the models behind them."
     )
     sections = [
         Section(task, _slug(task), 2, [finding(rows)]),
@@ -123,6 +148,7 @@ def _sections(task: str, rows: Sequence[Row]) -> list[Section]:
 
 def _scores(rows: Sequence[Row]) -> Table:
     dense = main_scores(rows, DENSE)
+    _, *others = TASKS[rows[0]["task"]].score_names
     lines = []
     for variant in variants(rows):
         hard, trained = (main_scores(rows, variant, routing=each) for each in ("hard", "trained"))
@@ -137,7 +163,15 @@ def _scores(rows: Sequence[Row]) -> Table:
             Line(
                 [
                     Cell(variant_name(variant)),
-                    Cell(estimate(list(hard.values())).text(), is_bold=variant not in DENSE_NAMES),
+                    Cell(
+                        estimate(list(hard.values())).text(),
+                        first_anchor(rows, variant),
+                        is_bold=variant not in DENSE_NAMES,
+                    ),
+                    *(
+                        Cell(estimate(list(main_scores(rows, variant, name=name).values())).text())
+                        for name in others
+                    ),
                     Cell("" if kept is None or variant in DENSE_NAMES else f"{kept:.1%}"),
                     Cell("" if variant in DENSE_NAMES else estimate(list(trained.values())).text()),
                     Cell(f"{np.mean(experts):.2f}" if experts else ""),
@@ -145,8 +179,8 @@ def _scores(rows: Sequence[Row]) -> Table:
                 ]
             )
         )
-    header = ["", _metric(rows), "of the dense", "as trained", "experts a token, as trained"]
-    return Table([*header, "seeds"], lines)
+    header = ["", _metric(rows), *map(score_name, others), "of the dense", "as trained"]
+    return Table([*header, "experts a token, as trained", "seeds"], lines)
 
 
 def _differences(rows: Sequence[Row]) -> Table:
@@ -217,8 +251,7 @@ def _figure(task: str, rows: Sequence[Row]) -> Figure:
 
 
 def _metric(rows: Sequence[Row]) -> str:
-    names = {"matthews": "Matthews correlation", "f1": "F1"}
-    return names.get(_main_score(rows), _main_score(rows))
+    return score_name(_main_score(rows))
 
 
 def _main_score(rows: Sequence[Row]) -> str:
@@ -233,8 +266,3 @@ def _width(rows: Sequence[Row]) -> float:
 
 def _slug(task: str) -> str:
     return task.lower()
-
-
-def _place(row: Row) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-    return f"{versions}; {row['device']}; commit {row['commit']}"

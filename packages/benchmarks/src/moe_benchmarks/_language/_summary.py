@@ -56,10 +56,12 @@ def variant_name(variant: str) -> str:
     return DENSE_NAMES[variant] if variant in DENSE_NAMES else STUDENTS[variant].name
 
 
-def main_scores(rows: Iterable[Row], variant: str, *, routing: str = "hard") -> dict[int, float]:
-    """Return the task's main score of each seed."""
+def main_scores(
+    rows: Iterable[Row], variant: str, *, routing: str = "hard", name: str | None = None
+) -> dict[int, float]:
+    """Return the task's main score of each seed, or another of its scores."""
     return {
-        row["seed"]: row["scores"][routing][TASKS[row["task"]].score_names[0]]
+        row["seed"]: row["scores"][routing][name or TASKS[row["task"]].score_names[0]]
         for row in rows
         if row["variant"] == variant
     }
