@@ -26,10 +26,10 @@ def run_here(
     data: Callable[[], Dataset] = few_ratings,
     stack: int = 1,
 ) -> list[Row]:
-    with hold_study(folder, plan):
-        storage = open_study(folder, plan, url)
-        work(storage, plan, data, stack=stack)
-        return write_rows(storage, plan, folder)
+    with hold_study(folder, plan) as held:
+        storage = open_study(folder, held, url)
+        work(storage, held, data, stack=stack)
+        return write_rows(storage, held, folder)
 
 
 def numbers(rows: list[Row]) -> list[tuple[object, ...]]:

@@ -14,9 +14,9 @@ from _small_study import PLAN, few_ratings, numbers, run_here, wanted
 from _tiny import command
 
 from moe_benchmarks._files import DamagedFileError
+from moe_benchmarks._tune._errors import StudyError
 from moe_benchmarks._tune._plan import StudyPlan, sampled_settings
 from moe_benchmarks._tune._storage import (
-    StudyError,
     claim_study,
     hold_study,
     open_storage,
@@ -151,29 +151,49 @@ def test_four_workers_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
     assert polls
 
 
+def finished_rows(folder: Path) -> list[dict[str, object]]:
+    """Read what a journal has of finished trials, without ending those that were interrupted."""
+    gates, searches = ("hash", "top-k"), ("identity",)
+    plan = StudyPlan(experiment="digits", gates=gates, searches=searches, trials=24)
+    copy = folder.with_name("copy")
+    copy.mkdir()
+    content = (folder / "journal.log").read_bytes()
+    (copy / "journal.log").write_bytes(content[: content.rfind(b"\n") + 1])
+    return rows_of(open_storage(copy), plan)
+
+
 def test_a_study_killed_at_ten_moments_has_every_trial_once(tmp_path: Path) -> None:
-    options = ("digits", f"--out={tmp_path}", "--share=0.01", "--epochs=1", "--trials=8",
+    options = ("digits", f"--out={tmp_path}", "--share=0.01", "--epochs=1", "--trials=24",
                "--gates=hash,top-k", "--searches=identity", "--workers=2")  # fmt: skip
     moments = random.Random(0)  # noqa: S311 - any moments will do
+    journal = tmp_path / "journal.log"
+
+    def num_finished() -> int:
+        return journal.read_text().count('"row"') if journal.exists() else 0
+
     killed = 0
     for _ in range(10):
         process = subprocess.Popen(
             command("tune", *options), stdout=subprocess.DEVNULL, start_new_session=True
         )
-        journal = tmp_path / "journal.log"
+        before = num_finished()
         begin = time.monotonic()
-        while not journal.exists() and time.monotonic() - begin < 60:
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0, 6))
-        killed += process.poll() is None
+        while num_finished() == before and process.poll() is None:
+            assert time.monotonic() - begin < 120, "no trial ends"
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.5))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
         process.wait()
-    assert killed, "no kill hit a running study"
+    assert killed > 1, "no kill hit a study of which trials had ended"
+    earlier = finished_rows(tmp_path)
+    assert len(earlier) > 0
     done = subprocess.run(command("tune", *options), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "rows.jsonl")
-    assert numbers(rows) == [(gate, "identity", n) for gate in ("hash", "top-k") for n in range(8)]
+    assert numbers(rows) == [(gate, "identity", n) for gate in ("hash", "top-k") for n in range(24)]
+    assert [row for row in rows if numbers([row])[0] in numbers(earlier)] == earlier, "run again"
     assert all(row["state"] == "complete" for row in rows)
     # Same seed, same numbers, however often it was killed.
     again = tmp_path / "again"

@@ -26,9 +26,9 @@ from moe_benchmarks._device import find_device
 from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._experiments._gates import PAPER_GATES
 from moe_benchmarks._files import DamagedFileError
+from moe_benchmarks._tune._errors import StudyError
 from moe_benchmarks._tune._plan import StudyPlan
 from moe_benchmarks._tune._storage import (
-    StudyError,
     hold_study,
     open_study,
     write_rows,
@@ -64,7 +64,8 @@ def tune(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="URL of a database for Optuna; one --out at a time works on a study in it.",
+            help="URL of a database, or grpc://host:port of Optuna's proxy of one: commands with "
+            "an --out each, on any machines, share its trials.",
             show_default="a journal in --out",
         ),
     ] = None,
@@ -96,7 +97,7 @@ def tune(
             device=find_device(device),
         )
         read()  # what is missing is said before anything is begun
-        with hold_study(out, plan):
+        with hold_study(out, plan) as plan:
             opened = open_study(out, plan, storage)
             run = partial(run_workers, load=read, num_workers=workers, stack=stack)
             _run(opened, plan, out, storage, run)

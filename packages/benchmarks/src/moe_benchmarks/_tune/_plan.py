@@ -29,6 +29,7 @@ class StudyPlan:
     patience: int | None = None  # the experiment's own if None
     sampler: str = "random"
     seed: int = 0
+    owner: str = ""  # of the trials that are begun from this folder; no two folders have one
 
     def __post_init__(self) -> None:
         """Refuse plans that cannot work, by name."""
@@ -66,7 +67,7 @@ class StudyPlan:
         return {
             name: value
             for name, value in self.to_dict().items()
-            if name not in ("trials", "gates", "searches")
+            if name not in ("trials", "gates", "searches", "owner")
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,54 +2,57 @@
 
 A trial has a number of its own within its variant. One that a kill interrupted is marked as
 failed, and its number is tried again by a new trial of Optuna's: a row exists in the storage
-exactly if its trial is finished.
+exactly if its trial is finished. Several folders may work on a study in a database: each trial
+says which folder it was begun from.
 """
 
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from moe_benchmarks._files import DamagedFileError, read_json, write_json, write_text
+from moe_benchmarks._tune._errors import StudyError
 from moe_benchmarks._tune._plan import StudyPlan
+from moe_benchmarks._tune._remote import open_url
 from moe_benchmarks._workers import LOCK, only_one
 
 JOURNAL, ROWS, PLAN = "journal.log", "rows.jsonl", "plan.json"
-NUMBER, ROW = "number", "row"
+NUMBER, ROW, OWNER = "number", "row", "owner"
+# A trial says whose it is right after it was begun.
+SOON = timedelta(minutes=1)
 # Keys that every row of a trial has.
 TRIAL = frozenset({"gate", "search", "trial", "state"})
 
 Row = dict[str, Any]
 
 
-class StudyError(ValueError):
-    """A study's folder cannot be used, or holds something else."""
-
-
 def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
-    """Open the journal in a folder, or the database at a URL that Optuna understands."""
+    """Open the journal in a folder, or what several machines share at a URL."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url is not None:
-        return RDBStorage(url)
+        return open_url(url)
     return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
 
 
 @contextmanager
-def hold_study(folder: Path, plan: StudyPlan) -> Iterator[None]:
-    """Make the folder this study's, and hold it against a second command."""
+def hold_study(folder: Path, plan: StudyPlan) -> Iterator[StudyPlan]:
+    """Make the folder this study's, hold it against a second command, and say whose trials are."""
     check_folder(folder)  # before a lock is left in it
     folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder):
-        claim_study(folder, plan)
-        yield
+        yield claim_study(folder, plan)
 
 
 def check_folder(folder: Path) -> None:
@@ -64,14 +67,11 @@ def check_folder(folder: Path) -> None:
         raise StudyError(msg)
 
 
-def claim_study(folder: Path, plan: StudyPlan) -> None:
+def claim_study(folder: Path, plan: StudyPlan) -> StudyPlan:
     """Make the folder this study's, let it have more trials, or refuse another one's."""
     check_folder(folder)
     path = folder / PLAN
-    if not path.exists():
-        write_json(path, plan.to_dict())
-        return
-    found = read_json(path, "experiment")
+    found = read_json(path, "experiment") if path.exists() else plan.to_dict()
     changes = ", ".join(
         f"{name} is {found.get(name)!r} there and {value!r} here"
         for name, value in plan.fixed.items()
@@ -80,7 +80,9 @@ def claim_study(folder: Path, plan: StudyPlan) -> None:
     if changes:
         msg = f"{folder} holds another study ({changes}); choose another folder with --out."
         raise StudyError(msg)
+    plan = replace(plan, owner=found.get("owner") or uuid.uuid4().hex)
     write_json(path, plan.to_dict())
+    return plan
 
 
 def study_name(storage: BaseStorage, plan: StudyPlan, gate: str, search: str) -> str:
@@ -104,7 +106,7 @@ def open_study(folder: Path, plan: StudyPlan, url: str | None = None) -> BaseSto
     """
     journal = folder / JOURNAL
     if url is None:
-        _cut_torn_line(journal)
+        _mend_journal(journal)
     try:
         storage = open_storage(folder, url)
     except (ValueError, KeyError) as error:
@@ -119,7 +121,8 @@ def open_study(folder: Path, plan: StudyPlan, url: str | None = None) -> BaseSto
 def prepare(storage: BaseStorage, plan: StudyPlan, folder: Path) -> None:
     """Create the studies, take over rows of another machine, and queue what is not done.
 
-    Trials that run by now were left by a process that was killed: the folder is held.
+    Trials that run by now and are this folder's were left by a process that was killed: the
+    folder is held.
     """
     foreign = _rows_by_variant(folder / ROWS)
     for gate, search in plan.variants:
@@ -130,14 +133,17 @@ def prepare(storage: BaseStorage, plan: StudyPlan, folder: Path) -> None:
             load_if_exists=True,
         )
         trials = study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state is TrialState.RUNNING:
-                study.tell(trial.number, state=TrialState.FAIL)
+        left = {trial.number for trial in trials if _was_left(trial, storage, plan)}
+        for number in left:
+            study.tell(number, state=TrialState.FAIL)
         known = {
             trial.user_attrs[NUMBER]
             for trial in trials
             if NUMBER in trial.user_attrs
-            and (trial.state is TrialState.WAITING or ROW in trial.user_attrs)
+            and (
+                ROW in trial.user_attrs  # whose process may have been killed before it ended it
+                or (not trial.state.is_finished() and trial.number not in left)
+            )
         }
         rows = foreign.get((gate, search), {})
         _finish_waiting(storage, study, rows)
@@ -148,6 +154,17 @@ def prepare(storage: BaseStorage, plan: StudyPlan, folder: Path) -> None:
         for number in range(plan.trials):
             if number not in known:
                 study.enqueue_trial({}, user_attrs={NUMBER: number})
+
+
+def _was_left(trial: FrozenTrial, storage: BaseStorage, plan: StudyPlan) -> bool:
+    """Whether nobody runs a trial any more that was begun and has not ended."""
+    if trial.state is not TrialState.RUNNING:
+        return False
+    owner = trial.user_attrs.get(OWNER)
+    if isinstance(storage, JournalStorage) or owner == plan.owner:
+        return True
+    began = trial.datetime_start
+    return owner is None and (began is None or datetime.now() - began > SOON)  # noqa: DTZ005 - Optuna's
 
 
 def sampler(plan: StudyPlan, trial: int) -> optuna.samplers.BaseSampler:
@@ -212,8 +229,12 @@ def read_rows(path: Path, *forms: frozenset[str]) -> list[Row]:
     return rows
 
 
-def _cut_torn_line(journal: Path) -> None:
-    """Cut what a full disk or a power cut left of a last line; Optuna would write on behind it."""
+def _mend_journal(journal: Path) -> None:
+    """Cut what a kill left of a last line, behind which Optuna would write on, and its lock.
+
+    The folder is held: nobody else has the lock, for which Optuna would wait half a minute.
+    """
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
     if journal.exists():
         content = journal.read_bytes()
         os.truncate(journal, content.rfind(b"\n") + 1)

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from moe_benchmarks._experiments._row import Row
 from moe_benchmarks._experiments._settings import TrialSettings
 from moe_benchmarks._tune._plan import StudyPlan, sampled_settings, suggested_settings
-from moe_benchmarks._tune._storage import NUMBER, ROW, sampler, study_name
+from moe_benchmarks._tune._storage import NUMBER, OWNER, ROW, sampler, study_name
 
 
 class TakenTrial(NamedTuple):
@@ -43,6 +43,7 @@ def take_trial(storage: BaseStorage, plan: StudyPlan, gate: str, search: str) ->
         # There was none, and Optuna made a new one.
         study.tell(trial, state=TrialState.FAIL)
         return None
+    trial.set_user_attr(OWNER, plan.owner)
     number = int(trial.user_attrs[NUMBER])
     study.sampler = sampler(plan, number)
     if plan.sampler == "random":
