@@ -114,11 +114,8 @@ def test_what_is_not_a_number_stays_one() -> None:
 @pytest.mark.usefixtures("_threads_restored")
 def test_repeats_to_the_bit(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    experts, x_TD, weights_GTE = (
-        Experts(17, (16, 32, 8)),
-        torch.randn(50, 16),
-        draw_gates(2, 50, 17),
-    )
+    experts = Experts(17, (16, 32, 8))
+    x_TD, weights_GTE = torch.randn(50, 16), draw_gates(2, 50, 17)
     first = run_experts(experts, x_TD, weights_GTE, "numba")
     for _ in range(100):
         assert torch.equal(run_experts(experts, x_TD, weights_GTE, "numba"), first)
@@ -135,9 +132,8 @@ def test_dropout_drops_where_it_is_asked_for() -> None:
 
 
 def few_rows() -> tuple[MixtureOfExperts, Tensor]:
-    return MixtureOfExperts(TopKRouter(16, 64, k=2), Experts(64, (16, 32, 16))).eval(), torch.randn(
-        9, 16
-    )
+    mixture = MixtureOfExperts(TopKRouter(16, 64, k=2), Experts(64, (16, 32, 16)))
+    return mixture.eval(), torch.randn(9, 16)
 
 
 @pytest.mark.parametrize("num_rows", [1, 9])

@@ -56,10 +56,9 @@ class MultiGateMixtureOfExperts(PretrainedModule):
         to a block, ``"gathered"`` goes from pair to pair, ``"dense"`` computes every pair, and
         ``"loop"`` is the plain definition to compare with. ``"numba"`` (extra ``numba``; CPU,
         float32 or float64, `Experts`) runs compiled loops, which few rows an expert are best
-        served by; ``"auto"`` takes it where it is installed. ``"triton"`` (extra
-        ``gpu``) is for NVIDIA GPUs and has not been run on one yet, so that ``"auto"`` does not
-        take it. Inside the transforms of `torch.func` there is ``"dense"`` only, which ``"auto"``
-        takes there.
+        served by; ``"auto"`` takes it where it is installed. ``"triton"`` (extra ``gpu``) is for
+        NVIDIA GPUs and has not been run on one yet, so that ``"auto"`` does not take it. Inside the
+        transforms of `torch.func` there is ``"dense"`` only, which ``"auto"`` takes there.
     threshold
         Weights whose size is at most this count as 0, and are 0 in the answer. They are not made
         up for: a row's other weights stay as they are.
@@ -332,7 +331,8 @@ def _run_planned(
         kernel = choose(experts, plan, x_TD.device, training=torch.is_grad_enabled())
         if kernel == "dense" and weights_GTE.requires_grad:
             weights_GTE = _without_gradient_at_zero(weights_GTE)
-    check_kernel(kernel)  # which may have been set after the mixture was made
+    else:
+        check_kernel(kernel)  # which may have been set after the mixture was made
     return KERNELS[kernel](experts, x_TD, weights_GTE, plan)
 
 

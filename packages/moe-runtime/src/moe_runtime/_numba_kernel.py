@@ -79,6 +79,7 @@ def _forward(
     from moe_runtime import _numba_experts  # noqa: PLC0415 - an extra, at use
 
     row_P, first_E = _numba_experts.list_pairs(_array(mask_TE))
+    place_P = np.arange(len(row_P))
     y, source_P, kept = x_TD, row_P, list[Tensor | None]()
     for layer, step in enumerate(steps):
         weight, bias = stacks[2 * layer : 2 * layer + 2]
@@ -90,7 +91,7 @@ def _forward(
         before = torch.from_numpy(before_PO)
         noise = step.noise(before)
         kept += [before, noise]
-        y, source_P = step.forward(before, noise), np.arange(len(row_P))
+        y, source_P = step.forward(before, noise), place_P
     y_PO, weight_GTE = _array(y), _array(weights_GTE)
     dtype = np.promote_types(y_PO.dtype, weight_GTE.dtype)
     total_GTO = np.empty((*weight_GTE.shape[:2], y_PO.shape[1]), dtype)
@@ -135,13 +136,14 @@ class _RunExperts(Function):
             grad_weights_GTE.numpy(),
         )
         grad_stacks: list[Tensor | None] = []
+        place_P = np.arange(len(row_P))
         for layer in reversed(range(len(steps))):
             here = slice(2 * layer, 2 * layer + 2)
             grad_PO = _array(steps[layer].backward(grad, *kept[here]))
             y, source_P = x_TD, row_P
             if layer:
                 y = steps[layer - 1].forward(*kept[2 * layer - 2 : 2 * layer])
-                source_P = np.arange(len(row_P))
+                source_P = place_P
             gradients = _of_parameters(grad_PO, y, source_P, first_E, stacks[here], needed[here])
             grad_stacks = [*gradients, *grad_stacks]
             if layer or need_x:

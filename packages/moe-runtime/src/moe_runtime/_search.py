@@ -120,6 +120,7 @@ def search_permutations(
     """
     check_type("mixture", mixture, MultiGateMixtureOfExperts, "a mixture")
     check_search_options(per, method, confirm_share, move_standard_errors, num_standard_errors)
+    _check_rows(rows)
     losses = _checked_losses(mixture, rows, per)
     _check_searchable(mixture, losses, per)
     num_searched = _num_searched(mixture, rows.x, confirm_share)
@@ -202,10 +203,8 @@ def _answered(mixture: MultiGateMixtureOfExperts, routing: Routing) -> Routing:
     )
 
 
-def _checked_losses(
-    mixture: MultiGateMixtureOfExperts, rows: SearchRows, per: Per
-) -> dict[int, "_Loss"]:
-    """Return the loss of each gate that is searched."""
+def _check_rows(rows: SearchRows) -> None:
+    """Refuse rows that are no tensors, or router inputs of other rows."""
     check_type("rows", rows, SearchRows, "SearchRows")
     check_tensor("rows.x", rows.x)
     router_input = rows.router_input
@@ -217,6 +216,12 @@ def _checked_losses(
                 f"got shape {tuple(router_input.shape)}."
             )
             raise ValueError(msg)
+
+
+def _checked_losses(
+    mixture: MultiGateMixtureOfExperts, rows: SearchRows, per: Per
+) -> dict[int, "_Loss"]:
+    """Return the loss of each gate that is searched."""
     num_gates = len(mixture.routers)
     if not callable(rows.row_loss):
         check_type("rows.row_loss", rows.row_loss, Sequence, "a function a gate")

@@ -36,6 +36,7 @@ class Gate(NamedTuple):
     build: Callable[[GateSize], Router]
     reads_ids: bool = False
     has_smooth_step: bool = False  # gamma and the entropy weight are its settings
+    normalized_when_mixed: bool = True  # after a soft permutation
     draws: bool = False  # in training, with torch's generator, which runs of a stack would share
 
 
@@ -90,10 +91,11 @@ def _top_k_sparsemax(size: GateSize) -> Router:
 GATES: Mapping[str, Gate] = {
     "hash": Gate("Hash", _hash, reads_ids=True),
     "top-k": Gate("Top-k", _top_k),
-    "dselect-k": Gate("DSelect-k", _dselect_k, has_smooth_step=True),
+    "dselect-k": Gate("DSelect-k", _dselect_k, has_smooth_step=True, normalized_when_mixed=False),
     "comet": Gate("COMET", _comet, has_smooth_step=True),
     "softmax": Gate("Softmax", _softmax),
-    "relu": Gate("ReLU", _relu),
+    # Its weights never sum to 1, and to 0 in a row without experts.
+    "relu": Gate("ReLU", _relu, normalized_when_mixed=False),
     "exact-k": Gate("Exact-k", _exact_k, draws=True),
     "tree-top-k": Gate("Tree top-k", _tree_top_k),
     "top-k-sparsemax": Gate("Top-k sparsemax", _top_k_sparsemax),

@@ -144,8 +144,7 @@ def build_model(
                 num_steps=settings.search_epochs * steps_per_epoch,
                 seed=settings.seed,
             )
-            # As published; and ReLU's weights never sum to 1, and to 0 in a row without experts.
-            normalized = settings.gate not in ("dselect-k", "relu")
+            normalized = GATES[settings.gate].normalized_when_mixed
             routers = [MixedRouter(router, soft, normalized=normalized) for router in routers]
         experts = _experts(experiment, settings.num_experts, bottom)
         heads = [

@@ -8,6 +8,8 @@ from moe_benchmarks._experiments._row import Row
 from moe_benchmarks._language._summary import variant_name, variants
 from moe_benchmarks._language._tasks import TASKS
 from moe_benchmarks._study_report._document import Cell, Line, Table
+from moe_benchmarks._study_report._made_with import Environment, made_with_cell
+from moe_benchmarks._study_report._trials import written
 
 SCORE_NAMES = {"matthews": "Matthews correlation", "f1": "F1"}
 
@@ -34,7 +36,7 @@ def check_one_study(rows: Sequence[Row]) -> None:
         raise ValueError(msg)
 
 
-def models_table(rows: Sequence[Row], places: Sequence[str], anchors: Sequence[str]) -> Table:
+def models_table(rows: Sequence[Row], environments: Sequence[Environment]) -> Table:
     """List every model: its scores with hard routing, and what it was made with."""
     names = TASKS[rows[0]["task"]].score_names
     lines = []
@@ -42,10 +44,9 @@ def models_table(rows: Sequence[Row], places: Sequence[str], anchors: Sequence[s
         for row in sorted(_of(rows, variant), key=lambda row: row["seed"]):
             scores = [f"{100 * row['scores']['hard'][name]:.1f}" for name in names]
             cells = [variant_name(variant), str(row["seed"]), *scores, f"{row['seconds'] / 60:.1f}"]
-            number = places.index(place_of(row))
-            made_with = Cell(f"set {number + 1}", anchors[number])
-            commit = Cell(row.get("commit") or "")
-            lines.append(Line([*map(Cell, cells), commit, made_with], anchor_of(row)))
+            cells += [row.get("commit") or ""]
+            made_with = made_with_cell(row, environments)
+            lines.append(Line([*map(Cell, cells), made_with], anchor_of(row)))
     header = ["", "seed", *map(score_name, names), "minutes", "commit", "made with"]
     return Table(header, lines)
 
@@ -60,21 +61,10 @@ def first_anchor(rows: Sequence[Row], variant: str) -> str:
     return anchor_of(min(_of(rows, variant), key=lambda row: row["seed"]))
 
 
-def place_of(row: Row) -> str:
-    """Say what a model was made with: versions and device."""
-    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-    return f"{versions}; {row['device']}"
-
-
 def settings_of(rows: Sequence[Row]) -> str:
     """Write the settings of a study."""
-    settings = rows[0]["settings"]
-    listed = [
-        f"{name.replace('num_', 'number of ').replace('_', ' ')} {value}"
-        for name, value in settings.items()
-        if value is not None
-    ]
-    return f"Settings of all models: {'; '.join(listed)}."
+    settings = {name: value for name, value in rows[0]["settings"].items() if value is not None}
+    return f"Settings of all models: {'; '.join(written(settings))}."
 
 
 def score_name(name: str) -> str:

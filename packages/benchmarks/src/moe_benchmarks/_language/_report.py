@@ -10,7 +10,6 @@ from moe_benchmarks._language._models_table import (
     check_one_study,
     first_anchor,
     models_table,
-    place_of,
     score_name,
     settings_of,
 )
@@ -27,6 +26,7 @@ from moe_benchmarks._language._tasks import TASKS
 from moe_benchmarks._report._style import BLUE, GREY, figure_named, to_svg
 from moe_benchmarks._report._template import environment as templates
 from moe_benchmarks._study_report._document import Cell, Figure, Line, Section, Table
+from moe_benchmarks._study_report._made_with import environments_of, made_with_items
 from moe_benchmarks._study_report._markdown import to_markdown
 
 SEARCHED, BASELINES = "comet+", ("hash", "hash-balanced", "top-k", "dselect-k", "comet")
@@ -45,15 +45,14 @@ def render_language(rows: Sequence[Row]) -> tuple[str, str]:
     for some in by_task.values():
         check_one_study(some)
     findings = [(task, _slug(task), finding(some)) for task, some in by_task.items()]
-    places = list(dict.fromkeys(map(place_of, rows)))
-    made_with = [(f"made-with-{number + 1}", place) for number, place in enumerate(places)]
-    anchors = [anchor for anchor, _ in made_with]
+    environments = environments_of(rows)
+    made_with = made_with_items(environments)
     sections = [
         section
         for task, some in by_task.items()
         for section in (
             *_sections(task, some),
-            Section("Models", table=models_table(some, places, anchors), note=settings_of(some)),
+            Section("Models", table=models_table(some, environments), note=settings_of(some)),
         )
     ]
     title = f"Sparse models from a dense one: {', '.join(tasks)}"

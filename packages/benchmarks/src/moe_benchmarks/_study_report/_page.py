@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_benchmarks._report._template import environment as templates
+from moe_benchmarks._study_report._made_with import environments_of, made_with_items
 from moe_benchmarks._study_report._markdown import to_markdown
 from moe_benchmarks._study_report._sections import study_sections
 from moe_benchmarks._study_report._study import studies
-from moe_benchmarks._study_report._trials import environment, environment_anchor, letter
 
 
 def render_study(rows: Sequence[dict[str, Any]], *, title: str) -> tuple[str, str]:
@@ -33,7 +33,7 @@ def render_study(rows: Sequence[dict[str, Any]], *, title: str) -> tuple[str, st
     if not rows:
         msg = "`rows` must hold at least one trial, got none."
         raise ValueError(msg)
-    environments = sorted({environment(row) for row in rows})
+    environments = environments_of(rows)
     grouped = studies(rows)
     parts = [study_sections(study, environments) for study in grouped]
     findings = [
@@ -41,16 +41,7 @@ def render_study(rows: Sequence[dict[str, Any]], *, title: str) -> tuple[str, st
         for study, sections in zip(grouped, parts, strict=True)
     ]
     sections = [section for study in parts for section in study]
-    made_with = [
-        (environment_anchor(place), f"{letter(place)}: {_describe(each)}")
-        for place, each in enumerate(environments)
-    ]
+    made_with = made_with_items(environments)
     page = templates("moe_benchmarks._study_report").get_template("study.html.j2")
     html = page.render(title=title, findings=findings, sections=sections, made_with=made_with)
     return html, to_markdown(title, findings, sections, made_with)
-
-
-def _describe(made_with: tuple[Any, ...]) -> str:
-    versions, device = made_with
-    parts = [", ".join(f"{name} {version}" for name, version in versions), device]
-    return "; ".join(part for part in parts if part) or "unknown"

@@ -1,7 +1,6 @@
 """A study's sections."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from moe_benchmarks._statistics import SHARE, share_size
 from moe_benchmarks._study_report import _figures, _tables, _trials
@@ -13,6 +12,7 @@ from moe_benchmarks._study_report._findings import (
     search_findings,
     speedup_findings,
 )
+from moe_benchmarks._study_report._made_with import Environment
 from moe_benchmarks._study_report._names import gate_name
 from moe_benchmarks._study_report._search_steps import search_steps_finding, search_steps_table
 from moe_benchmarks._study_report._study import Study, percent
@@ -55,7 +55,7 @@ EDGE_NOTE = (
 )
 
 
-def study_sections(study: Study, environments: Sequence[tuple[Any, ...]]) -> list[Section]:
+def study_sections(study: Study, environments: Sequence[Environment]) -> list[Section]:
     """Return the sections of a study, the first with what was found."""
     trained, hard = lead(study, "trained"), lead(study, "hard")
     compared = ablations(study)
@@ -193,6 +193,6 @@ def _has_baseline(study: Study, gate: str) -> bool:
     return is_alone or (without is not None and bool(without.complete))
 
 
-def _list(study: Study, environments: Sequence[tuple[Any, ...]]) -> Section:
+def _list(study: Study, environments: Sequence[Environment]) -> Section:
     note = "Best first within a variant. Shaded: the trials whose means stand in the tables."
     return Section("Trials", note=note, table=_trials.trials_table(study, environments))

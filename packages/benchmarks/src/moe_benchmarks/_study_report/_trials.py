@@ -1,13 +1,14 @@
 """Trials and their settings: the best of each variant, and all of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_benchmarks._experiments._catalog import EXPERIMENTS
 from moe_benchmarks._experiments._gates import GATES
 from moe_benchmarks._statistics import Row, is_complete
 from moe_benchmarks._study_report._document import Cell, Line, Table
+from moe_benchmarks._study_report._made_with import Environment, made_with_cell
 from moe_benchmarks._study_report._study import Study
 from moe_benchmarks._study_report._tables import NONE, linked, name_of
 
@@ -57,7 +58,7 @@ def epochs_finding(study: Study) -> str:
     )
 
 
-def trials_table(study: Study, environments: Sequence[tuple[Any, ...]]) -> Table:
+def trials_table(study: Study, environments: Sequence[Environment]) -> Table:
     """List every trial, best first within its variant; those of the top share are marked."""
     names = _varying(study.rows)
     header = [
@@ -85,36 +86,23 @@ def trials_table(study: Study, environments: Sequence[tuple[Any, ...]]) -> Table
                 *(Cell(text) for text in _results(row, study.decimals)),
                 *(Cell(_setting(row["settings"].get(name))) for name in names),
                 Cell(row.get("commit") or NONE),
-                Cell(
-                    letter(place := environments.index(environment(row))), environment_anchor(place)
-                ),
+                made_with_cell(row, environments),
                 Cell(row.get("error") or "", is_text=True),
             ]
             lines.append(Line(cells, variant.anchor(row), row["trial"] in top))
     return Table(header, lines)
 
 
-def environment(row: Row) -> tuple[Any, ...]:
-    """Return what a trial was made with: versions and device."""
-    versions = tuple(sorted((row.get("versions") or {}).items()))
-    return versions, row.get("device") or ""
-
-
-def environment_anchor(place: int) -> str:
-    """Return the id of what trials were made with."""
-    return f"made-with-{place + 1}"
-
-
-def letter(place: int) -> str:
-    """Name what trials were made with."""
-    return f"set {place + 1}"
-
-
 def common_settings(study: Study) -> list[str]:
     """Write the settings that all trials share."""
     names = _varying(study.rows)
     settings = study.rows[0]["settings"]
-    return [f"{_words(name)} {_setting(settings[name])}" for name in settings if name not in names]
+    return written({name: settings[name] for name in settings if name not in names})
+
+
+def written(settings: Mapping[str, Any]) -> list[str]:
+    """Write settings with their names."""
+    return [f"{_words(name)} {_setting(value)}" for name, value in settings.items()]
 
 
 def _varying(rows: Sequence[Row]) -> list[str]:

@@ -74,8 +74,10 @@ def check_model(model: nn.Module) -> None:
 def _check_experts(model: nn.Module) -> None:
     """Refuse experts that compute with something else than their parameters, which are exported."""
     for name, module in model.named_modules():
+        if not isinstance(module, StackedLinear):
+            continue
         parameters = [each for each, _ in module.named_parameters()]
-        if isinstance(module, StackedLinear) and not {"weight"} <= {*parameters} <= STACK:
+        if not {"weight"} <= {*parameters} <= STACK:
             msg = (
                 f"`model` must have experts whose weights are parameters, {name!r} has "
                 f"{parameters}: call `torch.nn.utils.prune.remove` or "
